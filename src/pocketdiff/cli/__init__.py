@@ -1,0 +1,83 @@
+"""The command line: ``pocketdiff VERB ...``, one module a verb. Nothing below this layer prints or chooses paths."""
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from pocketdiff.errors import PocketdiffError
+
+
+def _train(arguments: list[str]) -> int:
+    from pocketdiff.cli.train import main
+
+    return main(arguments)
+
+
+def _sample(arguments: list[str]) -> int:
+    from pocketdiff.cli.sample import main
+
+    return main(arguments)
+
+
+def _info(arguments: list[str]) -> int:
+    from pocketdiff.cli.info import main
+
+    return main(arguments)
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "train": ("train a model on a data set, or go on with an unfinished run", _train),
+    "sample": ("draw images with a trained model", _sample),
+    "info": ("say what a run or a model file holds", _info),
+}
+
+HELP = """pocketdiff: class-conditional diffusion for small images
+
+usage: pocketdiff VERB ... [--debug]
+
+{verbs}
+
+  pocketdiff train                                five minutes of training on MNIST, into runs/laptop
+  pocketdiff sample runs/laptop --labels 3,1,4    draws these digits, into samples.png
+  pocketdiff train --help                         every flag
+
+--debug shows the traceback of an error. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+
+def main() -> None:
+    """The program ``pocketdiff``: exits with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command line and returns its exit status; every error is one sentence on standard error."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP.format(verbs="\n".join(f"  {verb:8}{summary}" for verb, (summary, _) in VERBS.items())))
+        return 0
+    if arguments[0] == "--version":
+        from pocketdiff import __version__
+
+        print(__version__)
+        return 0
+    if arguments[0] not in VERBS:
+        return _fail(f"there is no verb {arguments[0]!r}; the verbs are {', '.join(VERBS)}", 2)
+    try:
+        return VERBS[arguments[0]][1](arguments[1:])
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, PocketdiffError):
+            return _fail(str(error), error.status)
+        if isinstance(error, OSError):
+            return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        return _fail(f"an unforeseen {type(error).__name__} ({error}); --debug shows where", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"pocketdiff: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,126 @@
+"""What the verbs share: words on the screen, progress, signals, the device, and the lock on a run's folder."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from pocketdiff.cli.flags import UsageError
+
+INTERRUPTED = 130
+_PLAIN_SECONDS = 5.0
+"""Time between two lines of progress where there is no terminal."""
+
+
+def say(message: str) -> None:
+    """What a verb has to say, on standard output."""
+    print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """A word of caution, on standard error."""
+    print(f"pocketdiff: {message}", file=sys.stderr, flush=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU if there is one.
+
+    Raises:
+        UsageError: If it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch finds no such device here; use --device cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: torch knows no such device here; use cpu or cuda") from error
+
+
+class Bar:
+    """Progress on standard error: a bar on a terminal, else a plain line every few seconds."""
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.done = what, total, done
+        self.began, self.first = time.perf_counter(), done
+        self.last_line = self.began
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+        )  # fmt: skip
+        self.plain = not self.progress.console.is_terminal
+        self.task = self.progress.add_task(what, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Bar":
+        if not self.plain:
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Moves the bar to ``done``, with a note behind it."""
+        self.done = done
+        if not self.plain:
+            self.progress.update(self.task, completed=done, note=note)
+        elif time.perf_counter() - self.last_line >= _PLAIN_SECONDS:
+            self.last_line = time.perf_counter()
+            left = (self.last_line - self.began) / (done - self.first) * (self.total - done) if done > self.first else 0
+            print(f"{self.what} {done:,} of {self.total:,} {note}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class Stop:
+    """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second signal ends the program at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(INTERRUPTED)
+        self.asked = True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process alone; the lock goes with the process, however it ends.
+
+    Raises:
+        UsageError: If another process holds it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another process is training there; wait for it, or take another --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

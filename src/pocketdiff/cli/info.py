@@ -1,0 +1,27 @@
+"""``pocketdiff info``: what a run or a model file holds."""
+
+from pathlib import Path
+
+from pocketdiff.checkpoint import load
+from pocketdiff.cli.console import say
+from pocketdiff.cli.flags import Parser
+
+DESCRIPTION = "Says what a model was trained on, how it is built and how it is sampled by default."
+
+EXAMPLES = """example:
+  pocketdiff info runs/laptop
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Parses the flags, prints, and returns the exit status."""
+    parser = Parser("pocketdiff info", "RUN_OR_FILE", DESCRIPTION, EXAMPLES)
+    parser.add_argument("model", metavar="RUN_OR_FILE", type=Path, help="the folder of a finished run, or a model file")
+    model = load(parser.parse(arguments).model)
+    info = model.info
+    colour = "grey" if info.channels == 1 else "RGB"
+    say(f"images      {info.height} x {info.width}, {colour}, {len(info.classes)} classes: {', '.join(info.classes)}")
+    say(f"trained on  {info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}")
+    say(f"weights     {sum(weight.numel() for weight in model.denoiser.parameters()):,}")
+    say(f"config      {model.config.model_dump_json(indent=2)}")
+    return 0

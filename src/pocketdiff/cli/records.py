@@ -1,0 +1,122 @@
+"""What a run writes down about itself: ``metrics.jsonl`` while it trains, ``summary.json`` at its end."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from pocketdiff.files import write_file
+from pocketdiff.train import Metrics, TrainState
+
+
+class MetricsLog:
+    """``metrics.jsonl``: a line for each interval, with the mean loss and the speed in it.
+
+    Args:
+        path: The file.
+        every: Images in an interval.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.note = ""
+        """Loss and speed of the interval so far, for a progress bar."""
+        self._begin(0, 0.0)
+
+    def resume(self, step: int, seen: int, seconds: float) -> None:
+        """Goes on from a step; lines of later steps are dropped, for they come again."""
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            write_file(
+                self.path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            )
+        self._begin(seen, seconds)
+
+    def add(self, metrics: Metrics, seconds: float) -> None:
+        """Takes a step's metrics; ``seconds`` is the time spent on training so far."""
+        self._loss += float(metrics.loss)
+        self._steps += 1
+        loss = self._loss / self._steps
+        speed = (metrics.seen - self._seen) / max(seconds - self._seconds, 1e-9)
+        self.note = f"loss {loss:.4f}, {speed:.0f} img/s"
+        if metrics.seen - self._seen >= self.every:
+            line = {
+                "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch, "loss": loss, "lr": metrics.lr,
+                "images_per_second": speed, "seconds": seconds,
+            }  # fmt: skip
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self._begin(metrics.seen, seconds)
+
+    def _begin(self, seen: int, seconds: float) -> None:
+        self._seen, self._seconds = seen, seconds
+        self._loss, self._steps = 0.0, 0
+
+
+def summarize(state: TrainState, training_seconds: float, other_seconds: float) -> dict[str, object]:
+    """What a finished run took, and on what."""
+    weights = list(state.denoiser.parameters())
+    return {
+        "steps": state.step,
+        "images_seen": state.seen,
+        "parameters": sum(weight.numel() for weight in weights),
+        "training_seconds": training_seconds,
+        "other_seconds": other_seconds,
+        "images_per_second": state.seen / max(training_seconds, 1e-9),
+        "peak_memory_bytes": peak_memory(),
+        "hardware": hardware(weights[0].device),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("pocketdiff", "torch", "numpy")},
+        },
+        "commit": commit(),
+    }
+
+
+def peak_memory() -> int | None:
+    """The most memory this process ever held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def hardware(device: torch.device) -> dict[str, object]:
+    """The machine, in the words that its system has for it."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "system": platform.platform(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the package's own checkout, with ``+`` if files of it were changed; None for an installed package."""
+    source = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(source), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    head = git("rev-parse", "HEAD")
+    return head and head + ("+" if git("status", "--porcelain", "--", str(source)) else "")

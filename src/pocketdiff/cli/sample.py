@@ -1,0 +1,160 @@
+"""``pocketdiff sample``: images from a trained model, as a grid, an animation, arrays or a folder of files."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pocketdiff import pictures
+from pocketdiff.checkpoint import load
+from pocketdiff.cli.console import Bar, pick_device, say, warn
+from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
+from pocketdiff.config import SamplingConfig
+from pocketdiff.files import new_folder, write_file
+from pocketdiff.generate import CHUNK, DiffusionModel
+
+DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file has it,
+which is what scores best for its preset."""
+
+EXAMPLES = """examples:
+  pocketdiff sample runs/laptop                                       four of each class, into samples.png
+  pocketdiff sample runs/laptop --labels 3,1,4,1,5 --out pi.png       just these, in this order
+  pocketdiff sample runs/laptop --labels 0-9 --out digits.gif         the denoising
+  pocketdiff sample runs/laptop --per-label 1000 --out digits.npz     images, labels and seeds as arrays
+  pocketdiff sample runs/laptop --per-label 100 --out digits          a folder of PNG files, one sub-folder a class
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Parses the flags, draws, writes, and returns the exit status."""
+    parser = Parser("pocketdiff sample", "RUN_OR_FILE [flags]", DESCRIPTION, EXAMPLES)
+    parser.add_argument("model", metavar="RUN_OR_FILE", type=Path, help="the folder of a finished run, or a model file")
+    option = parser.add_argument
+    option("--labels", metavar="LIST", help="classes by name or index, as in 0-9 or 3,1,4,1,5 (default: all)")
+    option("--per-label", metavar="N", type=int, default=4, help="images of each label (default: 4)")
+    option("--seed", metavar="INT", type=int, default=0, help="of the first image; each next has the next (default: 0)")
+    option(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        default=Path("samples.png"),
+        help="a .png, .gif or .npz file, or a folder (default: samples.png)",
+    )
+    option("--overwrite", action="store_true", help="replace what is there")
+    option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
+    add_config(parser, SamplingConfig(), "the model file's; here, the package's own")
+    flags = parser.parse(arguments)
+    if flags.per_label < 1:
+        raise UsageError(f"--per-label {flags.per_label}: must be at least 1")
+    if flags.out.suffix not in WRITERS:
+        raise UsageError(f"--out {flags.out}: must end in .png, .gif or .npz, or have no ending, for a folder")
+    if flags.out.exists() and not flags.overwrite:
+        raise UsageError(f"{flags.out}: is there already; take another --out, or add --overwrite")
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+
+    model = load(flags.model, pick_device(flags.device))
+    sampling = apply(model.config.sampling, flags)
+    row = parse_labels(flags.labels, model.classes) if flags.labels else list(range(len(model.classes)))
+    job = Job(model, row * flags.per_label, flags.seed, len(row), sampling)
+    WRITERS[flags.out.suffix](job, flags.out)
+    say(
+        f"wrote {flags.out}: {len(job.labels):,} images, {sampling.sampler}, {sampling.steps} steps, "
+        f"scale {sampling.scale:g} (w = {sampling.scale - 1:g}), seeds {job.seeds[0]} to {job.seeds[-1]}"
+    )
+    return 0
+
+
+def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
+    """Class indices from a list of names, indices and ranges, such as ``0-9``, ``3,1,4`` or ``cat,dog``.
+
+    Raises:
+        UsageError: If a part is no class.
+    """
+    labels: list[int] = []
+    for part in text.split(","):
+        if (label := _find(part, classes)) is not None:
+            labels.append(label)
+            continue
+        ends = [
+            (_find(part[:at], classes), _find(part[at + 1 :], classes)) for at, sign in enumerate(part) if sign == "-"
+        ]
+        spans = [(first, last) for first, last in ends if first is not None and last is not None and first <= last]
+        if not spans:
+            known = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+            raise UsageError(f"--labels {text}: there is no class {part.strip()!r}; the classes are {known}")
+        labels.extend(range(spans[0][0], spans[0][1] + 1))
+    return labels
+
+
+def _find(word: str, classes: tuple[str, ...]) -> int | None:
+    """A class by its name, else by its index."""
+    word = word.strip()
+    if word in classes:
+        return classes.index(word)
+    return int(word) if word.isascii() and word.isdigit() and int(word) < len(classes) else None
+
+
+class Job:
+    """What is to be drawn, in batches of bounded memory."""
+
+    def __init__(self, model: DiffusionModel, labels: list[int], seed: int, row: int, sampling: SamplingConfig) -> None:
+        self.model, self.labels, self.sampling = model, labels, sampling
+        self.seeds = list(range(seed, seed + len(labels)))
+        self.columns = row if row <= 40 else 40
+        self.ink = model.info.ink
+
+    def images(self) -> torch.Tensor:
+        """All images (n, c, h, w), with a word on their health."""
+        with Bar("drawing", len(self.labels)) as bar:
+            chunks = []
+            for at in range(0, len(self.labels), CHUNK):
+                chunks.append(
+                    self.model.generate(self.labels[at : at + CHUNK], self.seeds[at : at + CHUNK], self.sampling)
+                )
+                bar.update(min(at + CHUNK, len(self.labels)))
+        images = torch.cat(chunks)
+        if fault := pictures.health(images):
+            warn(fault)
+        return images
+
+
+def _write_png(job: Job, out: Path) -> None:
+    write_file(out, pictures.png(pictures.tile(job.images(), job.columns, job.ink)))
+
+
+def _write_gif(job: Job, out: Path) -> None:
+    if len(job.labels) > CHUNK:
+        raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
+    frames = pictures.denoising(job.model, job.labels, job.seeds, job.sampling)
+    write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink) for frame in frames]))
+
+
+def _write_npz(job: Job, out: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=_arrays(job.images()), labels=np.array(job.labels), seeds=np.array(job.seeds))
+    write_file(out, buffer.getvalue())
+
+
+def _write_folder(job: Job, out: Path) -> None:
+    with new_folder(out) as folder:
+        for image, label, seed in zip(_arrays(job.images()), job.labels, job.seeds, strict=True):
+            place = folder / job.model.classes[label]
+            place.mkdir(exist_ok=True)
+            Image.fromarray(image).save(place / f"{seed:06d}.png")
+
+
+def _arrays(images: torch.Tensor) -> np.ndarray:
+    """(n, h, w) where images are grey, else (n, h, w, c)."""
+    array = images.permute(0, 2, 3, 1).numpy()
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+WRITERS: dict[str, Callable[[Job, Path], None]] = {
+    ".png": _write_png,
+    ".gif": _write_gif,
+    ".npz": _write_npz,
+    "": _write_folder,
+}

@@ -1,0 +1,99 @@
+"""Configs: everything that decides what a training run gives, and the presets.
+
+A config is frozen and strict, holds plain values, and lies as JSON in the run's folder and in the model's file. The
+command line makes a flag of every field.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pocketdiff.denoiser import PARAMETERIZATIONS
+from pocketdiff.frozen import Frozen
+from pocketdiff.nets import NETS, Net
+from pocketdiff.nets.unet import UNetConfig
+from pocketdiff.samplers import SAMPLERS
+from pocketdiff.schedule import SCHEDULES, Flow, LogNormal, Schedule
+
+if TYPE_CHECKING:
+    ParameterizationName = str
+    SamplerName = str
+    AnySchedule = Schedule
+    AnyNet = Net
+else:  # The registries themselves say what a config may name.
+    ParameterizationName = Literal[tuple(PARAMETERIZATIONS)]
+    SamplerName = Literal[tuple(SAMPLERS)]
+    AnySchedule = Annotated[Schedule, Field(discriminator="kind")]
+    AnyNet = Net if len(NETS) == 1 else Annotated[Net, Field(discriminator="kind")]
+
+
+class SamplingConfig(Frozen):
+    """How a model is sampled where nothing else is asked for; kept in its file."""
+
+    sampler: SamplerName = "dpmpp_2m"
+    """The rule for each step."""
+    steps: int = Field(10, ge=1, le=100_000)
+    """Number of steps; each costs one denoiser call (heun: two)."""
+    scale: float = Field(1.5, ge=0, allow_inf_nan=False)
+    """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
+    schedule: AnySchedule = Flow()
+    """Spreads the noise levels that sampling walks down."""
+
+
+class TrainConfig(Frozen):
+    """One training run. The same config and data give the same model, on the same machine bit for bit."""
+
+    data: str = "mnist"
+    """Data set: mnist, or the path of a folder of IDX files, a folder of image folders, or an .npz file."""
+    size: tuple[int, int] | None = None
+    """Height and width to bring every image to; needed where the data are of mixed size."""
+    seed: int = 0
+    """Decides the first weights, the order of the images and every draw of noise."""
+    images: int = Field(150_000, ge=1)
+    """Length of the run: how many images are seen, repeats counted."""
+    batch: int = Field(64, ge=1)
+    """Images in an optimizer step."""
+
+    net: AnyNet = UNetConfig()
+    """The network."""
+    parameterization: ParameterizationName = "flow"
+    """What the network predicts."""
+    sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
+    """The data's standard deviation, in data units; flow does without it, and 1 gives DDPM's own scaling."""
+    schedule: AnySchedule = LogNormal()
+    """Spreads the noise levels that training draws."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the images that are learned without their label, which guidance needs."""
+
+    muon_lr: float = Field(0.02, gt=0, allow_inf_nan=False)
+    """Peak learning rate of Muon, for the hidden convolutions and matrices."""
+    adamw_lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    """Peak learning rate of AdamW, for all else."""
+    warmup: float = Field(0.02, ge=0, lt=1)
+    """Share of the run in which the learning rate rises; it falls to zero, linearly, in the rest."""
+    ema: float = Field(17.0, ge=0, allow_inf_nan=False)
+    """Power of the weights' moving average: step i of t counts as (i / t) ** ema; 0 is the plain mean."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the network's matrix work in bfloat16; weights and optimizer stay in fp32."""
+    compile: bool = False
+    """Whether the network goes through torch.compile, which takes a minute before the first step."""
+
+    log_every: int = Field(2_000, ge=1)
+    """Images between two lines of metrics.jsonl."""
+    checkpoint_every: int = Field(10_000, ge=1)
+    """Images between two checkpoints."""
+    pictures_every: int | None = Field(None, ge=1)
+    """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
+    gifs_every: int | None = Field(None, ge=1)
+    """Epochs between two sets of GIFs; by default so many that a run has at most two. One set always ends it."""
+    guidance_strengths: tuple[float, ...] = (0.0, 0.5, 2.0)
+    """The guidance strengths w = scale - 1 that pictures are drawn for."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    """How the finished model is sampled by default."""
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "quick": TrainConfig(images=40_000),
+    "laptop": TrainConfig(images=150_000),
+}

@@ -1,0 +1,66 @@
+"""Data sets in one ``.npz`` file."""
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pocketdiff.data.idx import MAX_BYTES
+from pocketdiff.data.source import Source, Split
+from pocketdiff.errors import DataError
+
+
+def read_npz(path: Path) -> Source:
+    """Reads ``images`` and ``labels``, and ``test_images`` and ``test_labels`` where they are.
+
+    Never unpickles, and never reads more than an array's header promises, nor more than `MAX_BYTES`.
+
+    Raises:
+        DataError: If the file is damaged, or an array is missing, too large or of another type or shape.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = set(archive.namelist())
+            train = Split(_images(archive, path, "images"), _labels(archive, path, "labels"))
+            if not {"test_images.npy", "test_labels.npy"} & members:
+                return Source(train)
+            return Source(train, Split(_images(archive, path, "test_images"), _labels(archive, path, "test_labels")))
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); write it again with numpy.savez") from error
+
+
+def _images(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
+    images = _array(archive, path, key)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise DataError(
+            f"{path}: {key} is {images.dtype} of shape {images.shape}; it must be uint8, (n, h, w) or (n, h, w, 1 or 3)"
+        )
+    return images
+
+
+def _labels(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
+    labels = _array(archive, path, key)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{path}: {key} is {labels.dtype} of shape {labels.shape}; it must be integers, (n,)")
+    return labels.astype(np.int64)
+
+
+def _array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
+    if f"{key}.npy" not in archive.namelist():
+        raise DataError(f"{path}: has no array {key!r}; it must hold images and labels")
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size > MAX_BYTES:
+            fault = "holds Python objects" if dtype.hasobject else f"claims {size:,} bytes, over {MAX_BYTES:,}"
+            raise DataError(f"{path}: {key} {fault}; write it again as plain numbers")
+        body = file.read(size)
+    if len(body) != size:
+        raise DataError(f"{path}: {key} ends after {len(body):,} of {size:,} bytes; write the file again")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,125 @@
+"""Data sets as a folder of images: one sub-folder for each class."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pocketdiff.data.idx import MAX_BYTES
+from pocketdiff.data.source import Size, Source, Split, fit
+from pocketdiff.errors import DataError
+
+MAX_PIXELS = 2**24
+"""The most pixels one image file may unpack to."""
+_SUFFIXES = {".png", ".jpg", ".jpeg"}
+_LITTER = {"Thumbs.db", "desktop.ini"}
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether this is a folder with sub-folders."""
+    return path.is_dir() and any(child.is_dir() for child in path.iterdir())
+
+
+def read_image_folder(path: Path, size: Size | None = None) -> Source:
+    """Reads PNG and JPEG images, one sub-folder for each class, classes in the order of their names.
+
+    A folder that holds just ``train`` and ``test`` is read as these two splits. Images are turned upright, transparency is
+    laid on white, and if no image has colour all are grey. Hidden files are passed over.
+
+    Args:
+        path: The folder.
+        size: (height, width) to bring each image to; without it all must have one size.
+
+    Raises:
+        DataError: If a file is no image or too large, a link leads out of the folder, sizes are mixed, or a class is empty.
+    """
+    children = _children(path, path)
+    if {child.name for child in children} == {"train", "test"}:
+        names = sorted({folder.name for split in children for folder in _children(split, path)})
+        train, test = (_read_split(path / split, path, names, size) for split in ("train", "test"))
+        if train.images.shape[1:3] != test.images.shape[1:3]:
+            raise DataError(f"{path}: train and test images differ in size; --size 32 brings all to 32 x 32")
+        grey = _is_grey(train.images) and _is_grey(test.images)
+    else:
+        names = [child.name for child in children]
+        train, test = _read_split(path, path, names, size), None
+        grey = _is_grey(train.images)
+    if grey:
+        train = train._replace(images=train.images[..., :1])
+        test = test and test._replace(images=test.images[..., :1])
+    return Source(train, test, tuple(names))
+
+
+def _read_split(folder: Path, root: Path, names: list[str], size: Size | None) -> Split:
+    """All images of a folder's sub-folders, as RGB."""
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    first: Path | None = None
+    total = 0
+    for child in _children(folder, root):
+        if not child.is_dir():
+            raise DataError(f"{child}: lies beside the classes' folders; move it into one of them, or away")
+        files = _children(child, root)
+        if not files:
+            raise DataError(f"{child}: holds no image; add some, or remove the folder")
+        for file in files:
+            image = _read_image(file, size)
+            if images and image.shape != images[0].shape:
+                raise DataError(
+                    f"{file}: is {image.shape[0]} x {image.shape[1]} pixels and {first} {images[0].shape[0]} x "
+                    f"{images[0].shape[1]}; --size 32 brings all to 32 x 32"
+                )
+            first = first or file
+            total += image.nbytes
+            if total > MAX_BYTES:
+                raise DataError(
+                    f"{root}: the images take over {MAX_BYTES:,} bytes of memory; --size 32 makes them small"
+                )
+            images.append(image)
+            labels.append(names.index(child.name))
+    if not images:
+        raise DataError(f"{folder}: holds no classes; make one sub-folder of images for each class")
+    return Split(np.stack(images), np.array(labels, np.int64))
+
+
+def _children(folder: Path, root: Path) -> list[Path]:
+    """A folder's visible entries by name, none of which may lead out of the root."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not a folder; make one sub-folder of images for each class")
+    children = sorted(
+        child for child in folder.iterdir() if not child.name.startswith(".") and child.name not in _LITTER
+    )
+    for child in children:
+        if not child.resolve().is_relative_to(root.resolve()):
+            raise DataError(f"{child}: is a link that leads out of {root}; copy what it points to, or remove it")
+    return children
+
+
+def _read_image(file: Path, size: Size | None) -> np.ndarray:
+    """One image as RGB bytes (h, w, 3)."""
+    if file.suffix.lower() not in _SUFFIXES or not file.is_file():
+        raise DataError(f"{file}: is not a PNG or JPEG file; convert it, or move it out of the folder")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The limit below is stricter than Pillow's own warning.
+            with Image.open(file, formats=["PNG", "JPEG"]) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{file}: unpacks to {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}; "
+                        "make it smaller"
+                    )
+                if image.mode.startswith(("I", "F")):
+                    raise DataError(f"{file}: has more than 8 bits a channel; save it with 8")
+                upright = ImageOps.exif_transpose(image)
+                if upright.has_transparency_data:
+                    upright = upright.convert("RGBA")
+                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+                rgb = upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: cannot be read as an image; replace or remove it") from error
+    return np.asarray(rgb if size is None else fit(rgb, size))
+
+
+def _is_grey(images: np.ndarray) -> bool:
+    return bool((images[..., :1] == images).all())

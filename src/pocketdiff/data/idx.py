@@ -1,0 +1,132 @@
+"""The IDX format of MNIST's files: a magic number, the dimensions, then the bytes.
+
+Source: the description on the MNIST page by LeCun, Cortes and Burges. Only unsigned bytes are read, as all files in
+MNIST's layout hold them.
+"""
+
+import gzip
+import hashlib
+import math
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pocketdiff.data.source import Source, Split
+from pocketdiff.errors import DataError
+
+MAX_BYTES = 2**31
+"""The most that one file may unpack to; every image is kept in memory."""
+
+
+def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
+    """Reads an IDX file of unsigned bytes, plain or gzip-compressed (told by its first bytes, not its name).
+
+    Never reads more than the header promises, nor more than `MAX_BYTES`.
+
+    Args:
+        path: The file.
+        dims: How many dimensions it must have: 3 for images (n, h, w), 1 for labels (n,).
+
+    Raises:
+        DataError: If the file is missing, empty, truncated, too long, damaged or of another type or shape.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if not zipped:
+                return _parse(file, path, dims)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _parse(unpacked, path, dims)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{path}: cannot be read ({reason}); fetch the file again") from error
+
+
+def _parse(file: BinaryIO | gzip.GzipFile, path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
+    head = file.read(4 + 4 * dims)
+    if not head:
+        raise DataError(f"{path}: the file is empty; fetch it again")
+    magic = bytes([0, 0, 8, dims])
+    if head[:4] != magic:
+        raise DataError(
+            f"{path}: starts with {head[:4].hex()} where an IDX file of bytes in {dims} dimension(s) starts with "
+            f"{magic.hex()}; is it the right file?"
+        )
+    if len(head) < 4 + 4 * dims:
+        raise DataError(f"{path}: ends within its header; fetch the file again")
+    shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
+    size = math.prod(shape)
+    if size == 0:
+        raise DataError(f"{path}: its dimensions {shape} hold nothing; fetch the file again")
+    if size > MAX_BYTES:
+        raise DataError(f"{path}: claims {size:,} bytes of data, over the limit of {MAX_BYTES:,}; is the file damaged?")
+    body = file.read(size + 1)
+    if len(body) != size:
+        found = f"ends after {len(body):,}" if len(body) < size else "goes on after them"
+        raise DataError(f"{path}: its header {shape} asks for {size:,} bytes and the file {found}; fetch it again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def is_idx_folder(path: Path) -> bool:
+    """Whether a folder holds any of the four files of MNIST's layout."""
+    return path.is_dir() and any(_find(path, stem) for stem in _STEMS)
+
+
+def read_idx_folder(path: Path) -> Source:
+    """Reads the four files of MNIST's layout, with or without ``.gz``, as Fashion-MNIST and KMNIST use it too.
+
+    Raises:
+        DataError: If one is missing or faulty, or images and labels are not equally many.
+    """
+    arrays = []
+    for stem, dims in _STEMS.items():
+        if (file := _find(path, stem)) is None:
+            raise DataError(f"{path}: {stem}, plain or .gz, is missing; MNIST's layout has {', '.join(_STEMS)}")
+        arrays.append(read_idx(file, dims))
+        if dims == 1 and len(arrays[-1]) != len(arrays[-2]):
+            raise DataError(
+                f"{file}: holds {len(arrays[-1]):,} labels for {len(arrays[-2]):,} images; fetch both files again"
+            )
+    images, labels, test_images, test_labels = arrays
+    return Source(
+        Split(images[..., None], labels.astype(np.int64)), Split(test_images[..., None], test_labels.astype(np.int64))
+    )
+
+
+def read_mnist() -> Source:
+    """MNIST's 60,000 and 10,000 digits, from the package itself.
+
+    Raises:
+        DataError: If a file is not the published one, by its SHA-256.
+    """
+    folder = Path(__file__).with_name("mnist")
+    source = read_idx_folder(folder)
+    for (stem, expected), array in zip(_MNIST_SHA256.items(), [*source.train, *(source.test or ())], strict=True):
+        body = array.astype(np.uint8).squeeze()
+        header = bytes([0, 0, 8, body.ndim]) + np.array(body.shape, ">u4").tobytes()
+        if hashlib.sha256(header + body.tobytes()).hexdigest() != expected:
+            raise DataError(f"{folder / stem}: is not MNIST's file, by its SHA-256; install pocketdiff again")
+    return source
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    return next((file for file in (folder / stem, folder / f"{stem}.gz") if file.is_file()), None)
+
+
+_STEMS = {
+    "train-images-idx3-ubyte": 3,
+    "train-labels-idx1-ubyte": 1,
+    "t10k-images-idx3-ubyte": 3,
+    "t10k-labels-idx1-ubyte": 1,
+}
+# Of the uncompressed files, as published for the original data set.
+_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}

@@ -1,0 +1,139 @@
+"""From labels and seeds to images: a denoiser with all that sampling needs bound to it."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from pocketdiff import rng
+from pocketdiff.config import SamplingConfig, TrainConfig
+from pocketdiff.data import DataInfo, to_uint8
+from pocketdiff.denoiser import Denoiser
+from pocketdiff.errors import PocketdiffError
+from pocketdiff.guidance import guide
+from pocketdiff.samplers import SAMPLERS, Step
+from pocketdiff.schedule import Schedule, grid
+
+CHUNK = 256
+"""The most images drawn at once, which bounds the memory."""
+
+
+class SamplingError(PocketdiffError):
+    """A request that a model cannot meet, or a model that gives no image."""
+
+
+def build_denoiser(config: TrainConfig, info: DataInfo) -> Denoiser:
+    """A new denoiser for these data, its first weights decided by the config's seed; on the CPU."""
+    num_classes = len(info.classes)
+    with torch.random.fork_rng(devices=[]):
+        # torch's CPU generator heeds only 32 bits of a seed, so it is given 32 that depend on all of them.
+        torch.manual_seed(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32)))
+        net = config.net.build(info.channels, num_classes)
+    denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes)
+    return denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+class DiffusionModel:
+    """A trained denoiser as an ImageFn: ``model(labels, seeds)`` gives images.
+
+    Image i depends on its label and its seed, and neither on its neighbours nor on its place in the batch.
+
+    Args:
+        denoiser: With its weights loaded, on the device to sample on.
+        config: The run's config; its ``sampling`` is what holds where nothing else is asked for.
+        info: The data's facts.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: TrainConfig, info: DataInfo) -> None:
+        self.denoiser = denoiser
+        self.config = config
+        self.info = info
+
+    @property
+    def schedule(self) -> Schedule:
+        """Spreads the noise levels that sampling walks down."""
+        return self.config.sampling.schedule
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for each class index."""
+        return self.info.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.denoiser.parameters()).device
+
+    def start(self, seeds: Sequence[int], sigma: float) -> Float[Tensor, "n c h w"]:
+        """Pure noise at level ``sigma``: one tensor a seed, drawn on the CPU so that every device starts alike.
+
+        Its variance is ``sigma^2 + sigma_data^2``, as if it held an image: DDPM's unit-variance start on this clock.
+        """
+        shape = (self.info.channels, self.info.height, self.info.width)
+        noise = rng.normal(0, rng.Stream.START, seeds, shape).to(self.device)
+        return noise * (sigma**2 + self.config.sigma_data**2) ** 0.5
+
+    def steps(
+        self,
+        labels: Int[Tensor, " n"] | Sequence[int],
+        seeds: Int[Tensor, " n"] | Sequence[int],
+        sampling: SamplingConfig | None = None,
+    ) -> Iterator[Step]:
+        """Draws images and yields the state after every step; all n images are in memory at once.
+
+        Args:
+            labels: A class index for each image; ``len(classes)``, the null label, draws without one.
+            seeds: A seed for each image: any integers.
+            sampling: Sampler, steps, scale and schedule; by default the config's own.
+
+        Raises:
+            SamplingError: If a label is none of the classes, or labels and seeds are not equally many.
+            ValueError: If the schedule has fewer levels than ``steps``.
+        """
+        sampling = sampling or self.config.sampling
+        wanted, keys = torch.as_tensor(labels).tolist(), torch.as_tensor(seeds).tolist()
+        if len(wanted) != len(keys):
+            raise SamplingError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
+        if strange := [label for label in wanted if not 0 <= label <= len(self.classes)]:
+            raise SamplingError(
+                f"label {strange[0]} is none of the {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
+            )
+        sigmas = grid(sampling.schedule, sampling.steps)
+        x = self.start(keys, sigmas[0])
+        denoise = guide(
+            self.denoiser.eval(), torch.tensor(wanted, dtype=torch.long, device=self.device), sampling.scale
+        )
+
+        def noise(index: int) -> Tensor:
+            return rng.normal(0, rng.Stream.STEP + index, keys, tuple(x.shape[1:])).to(self.device)
+
+        return SAMPLERS[sampling.sampler](denoise, x, sigmas, noise)
+
+    def generate(
+        self,
+        labels: Int[Tensor, " n"] | Sequence[int],
+        seeds: Int[Tensor, " n"] | Sequence[int],
+        sampling: SamplingConfig | None = None,
+    ) -> UInt8[Tensor, "n c h w"]:
+        """Draws images, in batches of bounded memory; takes what `steps` takes.
+
+        Returns:
+            Bytes on the CPU, in the data's own polarity.
+
+        Raises:
+            SamplingError: As `steps`; and if the network gives values that are not finite.
+        """
+        chunks = []
+        for at in range(0, len(labels), CHUNK):
+            for step in self.steps(labels[at : at + CHUNK], seeds[at : at + CHUNK], sampling):
+                x = step.x
+            if not x.isfinite().all():
+                raise SamplingError(
+                    "the network gives values that are not finite; train it again, with a lower learning rate"
+                )
+            chunks.append(to_uint8(x).cpu())
+        shape = (0, self.info.channels, self.info.height, self.info.width)
+        return torch.cat(chunks) if chunks else torch.empty(shape, dtype=torch.uint8)
+
+    __call__ = generate

@@ -1,0 +1,106 @@
+"""Optimizers: Muon for the hidden matrices and convolutions, AdamW for the rest; the learning rate; the EMA."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def make_optimizers(net: nn.Module, muon_lr: float, adamw_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for every weight of two or more dimensions inside the network, AdamW for the rest.
+
+    Args:
+        net: A network whose ``edges`` names its modules at input and output, which Muon does not suit.
+        muon_lr: Peak learning rate of Muon.
+        adamw_lr: Peak learning rate of AdamW.
+
+    Returns:
+        Both; every group of parameters carries its ``peak_lr``, which `learning_rate` scales.
+    """
+    edges = tuple(f"{name}." for name in getattr(net, "edges", ()))
+    hidden, rest = [], []
+    for name, parameter in net.named_parameters():
+        (hidden if parameter.ndim >= 2 and not name.startswith(edges) else rest).append(parameter)
+    return [
+        Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr),
+        torch.optim.AdamW([{"params": rest, "peak_lr": adamw_lr}], adamw_lr, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+def learning_rate(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate: up in a line over ``warmup``, down in a line to 0 at the end of the run.
+
+    Args:
+        progress: Share of the run that is done, in [0, 1).
+        warmup: Share of the run in which the learning rate rises.
+    """
+    rising = (progress + 1e-3) / (warmup + 1e-3)
+    return min(1.0, rising) * (1 - progress)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized: every direction of a weight matrix moves by the same amount.
+
+    A convolution's kernel counts as the matrix (out, in * kernel area). Source: Jordan et al. 2024.
+
+    Args:
+        params: Groups of weights of two or more dimensions.
+        lr: Learning rate: the spectral norm of a step, for matrices at least as wide as high.
+        momentum: Of the gradient's moving average, with Nesterov's look ahead.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Takes one step along the gradients at hand."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
+                update = orthogonalize(ahead.flatten(1))
+                stretch = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * stretch)
+
+
+def orthogonalize(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """Brings the singular values of a matrix near 1 (0.7 to 1.2) in five Newton-Schulz steps.
+
+    Each step is ``X <- (a I + b A + c A^2) X`` with ``A = X X^T``. All factors commute with A, so the steps are taken on
+    the small A alone and X is multiplied once, at the end: 2.5 times less work for the matrix of a 3 x 3 convolution.
+
+    Source: Jordan et al. 2024 (Muon), with its coefficients.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalize(matrix.T).T
+    matrix = matrix / (matrix.norm() + 1e-7)
+    gram = matrix @ matrix.T
+    total = eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for _ in range(5):
+        factor = 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
+        total = factor @ total
+        gram = factor @ gram @ factor
+    return total @ matrix
+
+
+def ema_decay(step: int, power: float) -> float:
+    """How much of the moving average stays at a step (1, 2, ...): ``(1 - 1 / step) ** (power + 1)``.
+
+    The average then weighs step i of t as ``(i / t) ** power``, near enough: it forgets the start however long the run,
+    and needs no warm-up, for after one step it is that step. Source: Karras et al. 2024 (EDM2), equation 3 and C.
+    """
+    return (1 - 1 / step) ** (power + 1)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, net: nn.Module, step: int, power: float) -> None:
+    """Moves the averaged weights towards the present ones; buffers are copied."""
+    torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - ema_decay(step, power))
+    for average, buffer in zip(ema.buffers(), net.buffers(), strict=True):
+        average.copy_(buffer)

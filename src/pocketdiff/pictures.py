@@ -1,0 +1,90 @@
+"""Pictures: grids of images and GIFs of the denoising."""
+
+import io
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from pocketdiff.config import SamplingConfig
+from pocketdiff.data import to_uint8
+from pocketdiff.generate import DiffusionModel
+from pocketdiff.schedule import grid
+
+Pixels = UInt8[Tensor, "n c h w"]
+_GAP = 2
+_WIDTH = 560
+"""Small grids are enlarged, by a whole factor, to about this many pixels."""
+
+
+def tile(images: Pixels, columns: int, ink: bool) -> Image.Image:
+    """A grid of images, row by row, on white.
+
+    Args:
+        images: Bytes; grey or RGB.
+        columns: Images in a row.
+        ink: Whether to turn light on dark into dark on light.
+    """
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    shown = 255 - images if ink else images
+    canvas = torch.full(
+        (channels, rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 255, dtype=torch.uint8
+    )
+    for index, image in enumerate(shown):
+        top = _GAP + index // columns * (height + _GAP)
+        left = _GAP + index % columns * (width + _GAP)
+        canvas[:, top : top + height, left : left + width] = image
+    picture = Image.fromarray(canvas.permute(1, 2, 0).squeeze(-1).numpy())
+    zoom = max(1, _WIDTH // picture.width)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def over(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """Two grids of the same width, one above the other with a line between them."""
+    line = 3 * _GAP
+    picture = Image.new(upper.mode, (upper.width, upper.height + line + lower.height), "white")
+    picture.paste(
+        128 if upper.mode == "L" else (128, 128, 128), (0, upper.height + _GAP, upper.width, upper.height + 2 * _GAP)
+    )
+    picture.paste(upper, (0, 0))
+    picture.paste(lower, (0, upper.height + line))
+    return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def gif(frames: list[Image.Image]) -> bytes:
+    """Frames as the bytes of an endless GIF, which rests on the last one."""
+    buffer = io.BytesIO()
+    durations = [max(40, 1500 // len(frames))] * (len(frames) - 1) + [2000]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return buffer.getvalue()
+
+
+def denoising(
+    model: DiffusionModel, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
+) -> list[Pixels]:
+    """The denoising as pictures: pure noise, then the state after each step; the last is the sample.
+
+    Shown at DDPM's scale, x / sqrt(1 + sigma^2), at which noise has unit variance.
+    """
+    sigma_max = grid(sampling.schedule, sampling.steps)[0]
+    states = [(sigma_max, model.start(seeds, sigma_max))]
+    states += [(step.sigma, step.x) for step in model.steps(labels, seeds, sampling)]
+    return [to_uint8(x / (1 + sigma**2) ** 0.5).cpu() for sigma, x in states]
+
+
+def health(images: Pixels) -> str | None:
+    """What is wrong with generated images, in a sentence, or None: blank pictures mean a failed training."""
+    spread = float(images.float().std())
+    if spread < 4:
+        return f"the generated images are blank (standard deviation {spread:.1f} of 255); training may have failed"
+    return None

@@ -1,0 +1,181 @@
+"""Schedules: how noise levels are spread.
+
+A noisy image is ``x = x0 + sigma * eps`` everywhere in this package, and ``sigma``, the noise level in data units, is
+the only clock. A schedule is an increasing map from a coordinate ``u`` in [0, 1] to ``sigma``, and serves twice:
+
+* training draws ``schedule(u)`` with ``u`` uniform;
+* sampling walks down ``grid(schedule, steps)``, which is ``schedule`` at evenly spaced ``u``, then 0.
+
+To add a schedule, write a class with a ``kind`` and a ``__call__`` and name it in ``SCHEDULES``.
+"""
+
+import math
+from functools import cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pocketdiff.frozen import Frozen
+
+
+class Range(Frozen):
+    """The lowest and the highest noise level; every continuous schedule runs from one to the other."""
+
+    sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
+    """Lowest noise level, in data units."""
+    sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
+    """Highest noise level, in data units."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g})")
+        return self
+
+    def _lerp(self, low: float, high: float, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Even steps from ``low`` to ``high``, in float64: near u = 1 the maps are too steep for float32."""
+        return low + u.double() * (high - low)
+
+
+class Karras(Range):
+    """Even steps in ``sigma ** (1 / rho)``: short steps at low noise. Source: Karras et al. 2022, equation 5."""
+
+    kind: Literal["karras"] = "karras"
+    rho: float = Field(7.0, gt=0, allow_inf_nan=False)
+    """How much shorter the steps are at low noise; 1 = even in sigma."""
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels."""
+        root = self._lerp(self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho), u)
+        return (root**self.rho).to(u.dtype)
+
+
+class LogNormal(Range):
+    """``log sigma ~ N(mean, std^2)`` for uniform ``u``, cut off at the range.
+
+    (-1.2, 1.2) is EDM's training distribution (Karras et al. 2022, table 1). (0, 1) is rectified flow's logit-normal
+    time, since the logit of t = sigma / (1 + sigma) is log sigma (Esser et al. 2024, section 3.1).
+    """
+
+    kind: Literal["lognormal"] = "lognormal"
+    mean: float = Field(0.0, allow_inf_nan=False)
+    """Mean of log sigma."""
+    std: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Standard deviation of log sigma."""
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels."""
+        low, high = (
+            math.erfc((self.mean - math.log(s)) / (self.std * math.sqrt(2))) / 2
+            for s in (self.sigma_min, self.sigma_max)
+        )
+        sigma = torch.exp(self.mean + self.std * torch.special.ndtri(self._lerp(low, high, u)))
+        return sigma.clamp(self.sigma_min, self.sigma_max).to(u.dtype)
+
+
+class Cosine(Range):
+    """Improved DDPM's schedule: ``alpha_bar(t) = cos^2((t + s) / (1 + s) * pi / 2)`` up to a factor that makes
+    ``alpha_bar(0) = 1``, cut off at the range. Source: Nichol and Dhariwal 2021, equation 17.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    offset: float = Field(0.008, ge=0, lt=1, allow_inf_nan=False)
+    """The paper's s: keeps the first steps from being too small."""
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels."""
+        first = math.cos(self.offset / (1 + self.offset) * math.pi / 2) ** 2
+        # alpha_bar = 1 / (1 + sigma^2), so the paper's angle at a noise level is
+        low, high = (math.acos(math.sqrt(first / (1 + s * s))) for s in (self.sigma_min, self.sigma_max))
+        alpha_bar = torch.cos(self._lerp(low, high, u)) ** 2 / first
+        return torch.sqrt((1 - alpha_bar) / alpha_bar).to(u.dtype)
+
+
+class Flow(Range):
+    """Rectified flow's even steps in time ``t = sigma / (1 + sigma)``. Source: Liu et al. 2022, equation 1."""
+
+    kind: Literal["flow"] = "flow"
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels."""
+        low, high = (s / (1 + s) for s in (self.sigma_min, self.sigma_max))
+        t = self._lerp(low, high, u)
+        return (t / (1 - t)).to(u.dtype)
+
+
+class DiscreteBeta(Frozen):
+    """DDPM's chain of T steps: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, beta linear in t = 1..T.
+
+    ``u`` falls on step ``t = 1 + floor(u T)``, so that uniform ``u`` is the paper's uniform ``t`` and the grid of T
+    steps is the chain itself, T, T - 1, ..., 1. Source: Ho et al. 2020, section 4.
+    """
+
+    kind: Literal["discrete_beta"] = "discrete_beta"
+    timesteps: int = Field(1000, ge=1, le=100_000)
+    """T, the number of steps in the chain."""
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    """beta_1, the variance of the first step's noise."""
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    """beta_T, the variance of the last step's noise."""
+
+    @property
+    def sigmas(self) -> Float[Tensor, " T"]:
+        """The chain's noise levels, sigma_1 to sigma_T, in float64."""
+        return _chain(self.timesteps, self.beta_start, self.beta_end)
+
+    @property
+    def sigma_min(self) -> float:
+        """sigma_1."""
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        """sigma_T."""
+        return float(self.sigmas[-1])
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels of the chain."""
+        t = (u.double() * self.timesteps).long().clamp(0, self.timesteps - 1)
+        return self.sigmas.to(u.device)[t].to(u.dtype)
+
+
+@cache
+def _chain(timesteps: int, beta_start: float, beta_end: float) -> Float[Tensor, " T"]:
+    beta = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - beta, 0)
+    return torch.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+Schedule = Karras | LogNormal | Cosine | Flow | DiscreteBeta
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "karras": Karras,
+    "lognormal": LogNormal,
+    "cosine": Cosine,
+    "flow": Flow,
+    "discrete_beta": DiscreteBeta,
+}
+
+
+def grid(schedule: Schedule, steps: int) -> list[float]:
+    """The noise levels that a sampler walks down.
+
+    Args:
+        schedule: Maps u in [0, 1] to sigma.
+        steps: Number of steps, at least 1.
+
+    Returns:
+        ``steps + 1`` strictly decreasing levels, from ``sigma_max`` (u = 1) towards ``sigma_min`` (u = 0), then 0.
+
+    Raises:
+        ValueError: If ``steps`` is less than 1 or more than the schedule has levels.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    sigmas = schedule(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
+    if len(set(sigmas)) < steps:
+        raise ValueError(f"steps is {steps}, but the {schedule.kind} schedule has only {len(set(sigmas))} noise levels")
+    return [*sigmas, 0.0]

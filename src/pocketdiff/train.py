@@ -1,0 +1,129 @@
+"""Training: a state, and a generator that takes one optimizer step at a time."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pocketdiff import rng
+from pocketdiff.config import TrainConfig
+from pocketdiff.data import DataInfo, Images
+from pocketdiff.denoiser import Denoiser
+from pocketdiff.errors import PocketdiffError
+from pocketdiff.generate import build_denoiser
+from pocketdiff.optim import learning_rate, make_optimizers, update_ema
+
+
+class TrainingError(PocketdiffError):
+    """Training that cannot go on."""
+
+
+@dataclass
+class TrainState:
+    """All that training changes. Every draw follows from the config's seed and ``seen``, so no generator is kept."""
+
+    denoiser: Denoiser
+    ema: Denoiser
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    seen: int = 0
+
+    @classmethod
+    def new(cls, config: TrainConfig, info: DataInfo, device: torch.device | str = "cpu") -> "TrainState":
+        """The state before the first step."""
+        denoiser = build_denoiser(config, info).to(device)
+        ema = copy.deepcopy(denoiser).requires_grad_(False)
+        if config.compile:
+            denoiser.net.compile()
+        return cls(denoiser, ema, make_optimizers(denoiser.net, config.muon_lr, config.adamw_lr))
+
+
+class Metrics(NamedTuple):
+    """What a step reports."""
+
+    step: int
+    """Steps taken so far."""
+    seen: int
+    """Images seen so far, repeats counted."""
+    epoch: int
+    """Index of the epoch of the last image seen, from 0."""
+    loss: Float[Tensor, ""]
+    """The batch's mean loss, left on its device: the caller decides when to wait for it."""
+    lr: float
+    """Share of the peak learning rates at this step."""
+
+
+class Batch(NamedTuple):
+    """One optimizer step's draws."""
+
+    x0: Float[Tensor, "b c h w"]
+    eps: Float[Tensor, "b c h w"]
+    sigma: Float[Tensor, " b"]
+    label: Int[Tensor, " b"]
+
+
+def draw_batch(data: Images, config: TrainConfig, null: int, seen: int, count: int) -> Batch:
+    """Images, noise, noise levels and labels for the images ``seen`` to ``seen + count`` of a run.
+
+    Each draw is keyed by how many images came before it, never by the batch, so the same images meet the same noise
+    whatever the batch size and however many processes share the work.
+    """
+    indices = range(seen, seen + count)
+    device = data.labels.device
+    order = [_epoch_order(config.seed, index // len(data), len(data))[index % len(data)] for index in indices]
+    x0, label = data.batch(torch.stack(order))
+    eps = rng.normal(config.seed, rng.Stream.NOISE, indices, tuple(x0.shape[1:])).to(device)
+    sigma = config.schedule(rng.spread(config.seed, rng.Stream.LEVEL, indices)).float().to(device)
+    dropped = (rng.uniform(config.seed, rng.Stream.DROP, indices) < config.label_dropout).to(device)
+    return Batch(x0, eps, sigma, label.masked_fill(dropped, null))
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, n: int) -> Int[Tensor, " n"]:
+    return rng.permutation(seed, rng.Stream.ORDER, epoch, n)
+
+
+def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metrics]:
+    """Trains until ``config.images`` images are seen, from wherever the state stands.
+
+    Yields after the optimizer step and the EMA's update, so leaving the loop is always safe.
+
+    Args:
+        state: Changed in place.
+        data: The training split, on the state's device.
+        config: The run's config.
+
+    Yields:
+        The step's metrics.
+
+    Raises:
+        TrainingError: If the loss or a gradient is not finite; the state is then as the last step left it.
+    """
+    denoiser = state.denoiser.train()
+    parameters = list(denoiser.parameters())
+    while state.seen < config.images:
+        batch = draw_batch(data, config, denoiser.null, state.seen, min(config.batch, config.images - state.seen))
+        with torch.autocast(data.labels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = denoiser.loss(*batch).mean()
+        denoiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not (loss + norm).isfinite():
+            raise TrainingError(
+                f"the loss or a gradient is not finite at step {state.step + 1:,}, and the step was not taken; "
+                "try a lower --muon-lr and --adamw-lr, or --precision fp32"
+            )
+        lr = learning_rate(state.seen / config.images, config.warmup)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * lr
+            optimizer.step()
+        state.step += 1
+        state.seen += len(batch.label)
+        update_ema(state.ema, denoiser, state.step, config.ema)
+        yield Metrics(state.step, state.seen, (state.seen - 1) // len(data), loss.detach(), lr)
