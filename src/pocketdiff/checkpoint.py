@@ -174,11 +174,7 @@ def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Mani
     parameters = dict(state.denoiser.named_parameters())
     for slot, tensor in safetensors.torch.load_file(path / "optimizers.safetensors").items():
         number, name, key = slot.split("/")
-        parameter = parameters[name]
-        if tensor.shape == parameter.shape:
-            # The same strides as in the run that goes on: elementwise kernels may round by them.
-            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-        state.optimizers[int(number)].state[parameter][key] = tensor
+        state.optimizers[int(number)].state[parameters[name]][key] = _laid_out_as(parameters[name], tensor)
     state.step, state.seen = manifest.step, manifest.seen
     return manifest
 
@@ -245,13 +241,18 @@ def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     """What the optimizers keep for each parameter, as ``optimizer/parameter/key``."""
-    names = {parameter: name for name, parameter in state.denoiser.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.denoiser.named_parameters()}
     return {
         f"{number}/{names[parameter]}/{key}": tensor
         for number, optimizer in enumerate(state.optimizers)
         for parameter, kept in optimizer.state.items()
         for key, tensor in kept.items()
     }
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor with its parameter's strides and device, as before the stop: a kernel may round by the strides."""
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,7 +263,7 @@ def _fingerprint(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

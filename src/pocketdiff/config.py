@@ -4,6 +4,8 @@ A config is frozen and strict, holds plain values, and lies as JSON in the run's
 command line makes a flag of every field.
 """
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
     SamplerName = str
     AnySchedule = Schedule
     AnyNet = Net
-else:  # The registries themselves say what a config may name.
+else:  # What a config may name is what the registries hold.
     ParameterizationName = Literal[tuple(PARAMETERIZATIONS)]
     SamplerName = Literal[tuple(SAMPLERS)]
-    AnySchedule = Annotated[Schedule, Field(discriminator="kind")]
-    AnyNet = Net if len(NETS) == 1 else Annotated[Net, Field(discriminator="kind")]
+    AnySchedule = Annotated[reduce(or_, SCHEDULES.values()), Field(discriminator="kind")]
+    AnyNet = Annotated[reduce(or_, NETS.values()), Field(discriminator="kind")] if len(NETS) > 1 else Net
 
 
 class SamplingConfig(Frozen):

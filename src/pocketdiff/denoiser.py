@@ -44,7 +44,7 @@ def v(sigma: Tensor, sigma_data: float) -> Scaling:
     return Scaling(sigma_data**2 / total, -sigma * sigma_data * total.rsqrt(), total.rsqrt())
 
 
-def flow(sigma: Tensor, sigma_data: float) -> Scaling:
+def flow(sigma: Tensor, sigma_data: float) -> Scaling:  # noqa: ARG001 (one signature for all)
     """The network sees ``(1 - t) x0 + t eps`` with t = sigma / (1 + sigma) and predicts ``eps - x0``.
 
     Source: Liu et al. 2022, equation 1 (time reversed). ``sigma_data`` plays no part.

@@ -31,7 +31,7 @@ def build_denoiser(config: TrainConfig, info: DataInfo) -> Denoiser:
         torch.manual_seed(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32)))
         net = config.net.build(info.channels, num_classes)
     denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes)
-    return denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class DiffusionModel:

@@ -1,6 +1,6 @@
 """Optimizers: Muon for the hidden matrices and convolutions, AdamW for the rest; the learning rate; the EMA."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ def make_optimizers(net: nn.Module, muon_lr: float, adamw_lr: float) -> list[tor
         Both; every group of parameters carries its ``peak_lr``, which `learning_rate` scales.
     """
     edges = tuple(f"{name}." for name in getattr(net, "edges", ()))
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         (hidden if parameter.ndim >= 2 and not name.startswith(edges) else rest).append(parameter)
     return [
@@ -55,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
         """Takes one step along the gradients at hand."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -72,8 +73,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """Brings the singular values of a matrix near 1 (0.7 to 1.2) in five Newton-Schulz steps.
 
-    Each step is ``X <- (a I + b A + c A^2) X`` with ``A = X X^T``. All factors commute with A, so the steps are taken on
-    the small A alone and X is multiplied once, at the end: 2.5 times less work for the matrix of a 3 x 3 convolution.
+    Each step is ``X <- (a I + b A + c A^2) X`` with ``A = X X^T``. All factors commute with A, so the steps are taken
+    on the small A alone and X is multiplied once, at the end: 2.5 times less work for a 3 x 3 convolution's matrix.
 
     Source: Jordan et al. 2024 (Muon), with its coefficients.
     """

@@ -46,7 +46,10 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
         stream: What the draw is for, usually a `Stream`.
         index: Which draw of the stream; its low 64 bits count.
     """
-    return np.random.Generator(np.random.Philox(key=[seed & _MASK, stream & _MASK], counter=[0, 0, 0, index & _MASK]))
+    # Arrays of uint64, for numpy takes a list of large integers through floats, which drops their low bits.
+    key = np.array([seed & _MASK, stream & _MASK], dtype=np.uint64)
+    counter = np.array([0, 0, 0, index & _MASK], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def permutation(seed: int, stream: int, index: int, n: int) -> Int[Tensor, " n"]:
@@ -54,7 +57,7 @@ def permutation(seed: int, stream: int, index: int, n: int) -> Int[Tensor, " n"]
     return torch.from_numpy(generator(seed, stream, index).permutation(n))
 
 
-def normal(seed: int, stream: int, indices: Iterable[int], shape: tuple[int, ...]) -> Float[Tensor, "n *shape"]:
+def normal(seed: int, stream: int, indices: Iterable[int], shape: tuple[int, ...]) -> Float[Tensor, " n *shape"]:
     """Unit noise, float32 on the CPU: one tensor of ``shape`` for each index, whatever the other indices are."""
     rows = [generator(seed, stream, index).standard_normal(shape, dtype=np.float32) for index in indices]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)

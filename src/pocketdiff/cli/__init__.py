@@ -1,5 +1,6 @@
 """The command line: ``pocketdiff VERB ...``, one module a verb. Nothing below this layer prints or chooses paths."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -47,6 +48,9 @@ usage: pocketdiff VERB ... [--debug]
 
 def main() -> None:
     """The program ``pocketdiff``: exits with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    # Read when torch is loaded: its OpenMP threads may wait busily only for microseconds. By default they do so for
+    # milliseconds, and beside any other busy program training is then up to 50 times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -80,7 +80,7 @@ class Bar:
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second signal ends the program at once."""
+    """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second one ends the program at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -95,7 +95,7 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             os._exit(INTERRUPTED)
         self.asked = True

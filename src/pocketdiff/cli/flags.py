@@ -116,9 +116,8 @@ def _merged(model: type[BaseModel]) -> list[_Leaf]:
     """All leaves, those of several kinds made one."""
     merged: dict[str, _Leaf] = {}
     for leaf in _leaves(model):
-        if leaf.path in merged:
-            leaf = merged[leaf.path]._replace(kinds=merged[leaf.path].kinds + leaf.kinds)
-        merged[leaf.path] = leaf
+        known = merged.get(leaf.path)
+        merged[leaf.path] = known._replace(kinds=known.kinds + leaf.kinds) if known else leaf
     return list(merged.values())
 
 

@@ -105,7 +105,7 @@ def hardware(device: torch.device) -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit of the package's own checkout, with ``+`` if files of it were changed; None for an installed package."""
+    """The commit of the package's own checkout, with ``+`` if its files were changed; None if it was installed."""
     source = Path(__file__).parent
 
     def git(*words: str) -> str | None:

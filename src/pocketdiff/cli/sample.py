@@ -16,8 +16,8 @@ from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.generate import CHUNK, DiffusionModel
 
-DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file has it,
-which is what scores best for its preset."""
+DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file
+has it, which is what scores best for its preset."""
 
 EXAMPLES = """examples:
   pocketdiff sample runs/laptop                                       four of each class, into samples.png
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("model", metavar="RUN_OR_FILE", type=Path, help="the folder of a finished run, or a model file")
     option = parser.add_argument
     option("--labels", metavar="LIST", help="classes by name or index, as in 0-9 or 3,1,4,1,5 (default: all)")
-    option("--per-label", metavar="N", type=int, default=4, help="images of each label (default: 4)")
+    option("--per-label", metavar="N", type=int, help="images of each label (default: 1, or 4 without --labels)")
     option("--seed", metavar="INT", type=int, default=0, help="of the first image; each next has the next (default: 0)")
     option(
         "--out",
@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> int:
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, SamplingConfig(), "the model file's; here, the package's own")
     flags = parser.parse(arguments)
-    if flags.per_label < 1:
-        raise UsageError(f"--per-label {flags.per_label}: must be at least 1")
+    per_label = flags.per_label if flags.per_label is not None else 1 if flags.labels else 4
+    if per_label < 1:
+        raise UsageError(f"--per-label {per_label}: must be at least 1")
     if flags.out.suffix not in WRITERS:
         raise UsageError(f"--out {flags.out}: must end in .png, .gif or .npz, or have no ending, for a folder")
     if flags.out.exists() and not flags.overwrite:
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
     model = load(flags.model, pick_device(flags.device))
     sampling = apply(model.config.sampling, flags)
     row = parse_labels(flags.labels, model.classes) if flags.labels else list(range(len(model.classes)))
-    job = Job(model, row * flags.per_label, flags.seed, len(row), sampling)
+    job = Job(model, row * per_label, flags.seed, len(row), sampling)
     WRITERS[flags.out.suffix](job, flags.out)
     say(
         f"wrote {flags.out}: {len(job.labels):,} images, {sampling.sampler}, {sampling.steps} steps, "

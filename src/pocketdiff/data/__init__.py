@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from pocketdiff.frozen import Frozen
 from torch import Tensor
 
 from pocketdiff.data.arrays import read_npz
@@ -22,6 +21,7 @@ from pocketdiff.data.folder import is_image_folder, read_image_folder
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
 from pocketdiff.data.source import Size, Source, Split
 from pocketdiff.errors import DataError
+from pocketdiff.frozen import Frozen
 from pocketdiff.rng import Stream, permutation
 
 __all__ = ["DATASETS", "DataError", "DataInfo", "Dataset", "Images", "load_data", "to_data_units", "to_uint8"]
@@ -107,8 +107,8 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
 
     Args:
         source: A key of ``DATASETS`` or a path: a folder of IDX files in MNIST's layout; a folder with one sub-folder
-            of PNG or JPEG images for each class, or with ``train`` and ``test`` folders of such; or an ``.npz`` file with
-            ``images`` (n, h, w) or (n, h, w, c) and ``labels`` (n,), and perhaps ``test_images`` and ``test_labels``.
+            of PNG or JPEG images for each class, or with ``train`` and ``test`` folders of such; or an ``.npz`` file
+            with ``images`` (n, h, w) or (n, h, w, c) and ``labels`` (n,), perhaps ``test_images`` and ``test_labels``.
         size: (height, width) to bring every image to: scaled until it covers that size, then cut to it about the
             centre. Without it all images must have one size already.
         seed: Decides which images are held out where the source has no test split: a tenth of each class, at least one.
@@ -176,13 +176,13 @@ def _checked(split: Split, names: dict[int, int], source: str) -> Images:
     if strange := set(split.labels.tolist()) - names.keys():
         raise DataError(f"{source}: label {min(strange)} is in the test split but not in the training split; remove it")
     labels = torch.tensor([names[label] for label in split.labels.tolist()])
-    return Images(torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous(), labels)
+    return Images(torch.tensor(split.images).permute(0, 3, 1, 2).contiguous(), labels)
 
 
 def _split(images: Images, seed: int) -> tuple[Images, Images]:
     """Holds out a tenth of each class, at least one image, by the seed."""
     held = torch.zeros(len(images), dtype=torch.bool)
-    for label in images.labels.unique().tolist():
+    for label in set(images.labels.tolist()):
         of_class = (images.labels == label).nonzero()[:, 0]
         order = permutation(seed, Stream.SPLIT, label, len(of_class))
         held[of_class[order[: max(1, len(of_class) // 10)]]] = True
@@ -196,6 +196,6 @@ def _sha256(*splits: Images) -> str:
     digest = hashlib.sha256()
     for split in splits:
         digest.update(str(tuple(split.pixels.shape)).encode())
-        digest.update(split.pixels.numpy())
-        digest.update(split.labels.numpy())
+        digest.update(split.pixels.numpy().data)
+        digest.update(split.labels.numpy().data)
     return digest.hexdigest()

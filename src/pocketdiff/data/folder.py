@@ -24,15 +24,16 @@ def is_image_folder(path: Path) -> bool:
 def read_image_folder(path: Path, size: Size | None = None) -> Source:
     """Reads PNG and JPEG images, one sub-folder for each class, classes in the order of their names.
 
-    A folder that holds just ``train`` and ``test`` is read as these two splits. Images are turned upright, transparency is
-    laid on white, and if no image has colour all are grey. Hidden files are passed over.
+    A folder that holds just ``train`` and ``test`` is read as these two splits. Images are turned upright, transparency
+    is laid on white, and if no image has colour all are grey. Hidden files are passed over.
 
     Args:
         path: The folder.
         size: (height, width) to bring each image to; without it all must have one size.
 
     Raises:
-        DataError: If a file is no image or too large, a link leads out of the folder, sizes are mixed, or a class is empty.
+        DataError: If a file is no image or too large, a link leads out of the folder, sizes are mixed, or a class is
+            empty.
     """
     children = _children(path, path)
     if {child.name for child in children} == {"train", "test"}:

@@ -25,7 +25,7 @@ class UNetConfig(Frozen):
 
     kind: Literal["unet"] = "unet"
     widths: tuple[int, ...] = Field((32, 64), min_length=1, max_length=5)
-    """Channels at each level, multiples of 8: the first level works at half the image's size, each next at half of that."""
+    """Channels at each level, multiples of 8; the first works at half the image's size, each next at half of that."""
     blocks: int = Field(2, ge=1)
     """Residual blocks on the way down, and again on the way up, at each level."""
     embedding: int = Field(128, ge=8)
@@ -128,11 +128,13 @@ class Block(nn.Module):
         scale, shift = self.modulate(known)[:, :, None, None].chunk(2, 1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.skip(x) + self.conv2(F.silu(h))  # type: ignore[no-any-return]
+        return self.skip(x) + self.conv2(F.silu(h))
 
 
 class Embedding(nn.Module):
     """What a network knows beside the image: the noise level, in sines and cosines, and the label, as one vector."""
+
+    frequencies: Tensor
 
     def __init__(self, num_classes: int, size: int) -> None:
         super().__init__()

@@ -1,0 +1,55 @@
+"""Every test runs the package with its shapes and types checked: the hook must stand before its first import."""
+
+import os
+import pkgutil
+
+from jaxtyping import install_import_hook
+
+import pocketdiff
+
+# All but samplers: torch.no_grad must see their generators as such, and the hook would hide that from it.
+checked = [f"pocketdiff.{module.name}" for module in pkgutil.iter_modules(pocketdiff.__path__)]
+install_import_hook([name for name in checked if name != "pocketdiff.samplers"], "beartype.beartype")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from pocketdiff.checkpoint import RunConfig  # noqa: E402
+from pocketdiff.config import SamplingConfig, TrainConfig  # noqa: E402
+from pocketdiff.data import Dataset, load_data  # noqa: E402
+from pocketdiff.nets.unet import UNetConfig  # noqa: E402
+
+torch.set_num_threads(1)  # pytest-xdist runs a worker on each core
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    return load_data("mnist")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Fifty real digits, five of each class, read back from a file."""
+    whole = load_data("mnist").train
+    chosen = torch.cat([(whole.labels == digit).nonzero()[:5, 0] for digit in range(10)])
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, images=whole.pixels[chosen, 0].numpy(), labels=whole.labels[chosen].numpy())
+    return load_data(str(path))
+
+
+@pytest.fixture
+def tiny_config() -> TrainConfig:
+    """A run of a second or two: 12 steps, the last one smaller, over a little more than two epochs."""
+    return TrainConfig(
+        images=92,
+        batch=8,
+        net=UNetConfig(widths=(8, 16), blocks=1, embedding=16),
+        sampling=SamplingConfig(steps=3),
+    )
+
+
+@pytest.fixture
+def tiny_run(tiny_config: TrainConfig, tiny_data: Dataset) -> RunConfig:
+    return RunConfig(train=tiny_config, data=tiny_data.info)

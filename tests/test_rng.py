@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketdiff import rng
+from pocketdiff.rng import Stream
+
+SEEDS = st.integers(-(2**70), 2**70)
+
+
+@given(SEEDS, st.sampled_from(list(Stream)), st.lists(st.integers(0, 2**64), min_size=1, max_size=5))
+def test_a_draw_depends_on_its_own_index_only(seed: int, stream: int, indices: list[int]) -> None:
+    together = rng.normal(seed, stream, indices, (1, 3, 3))
+    for row, index in zip(together, indices, strict=True):
+        assert torch.equal(row, rng.normal(seed, stream, [index], (1, 3, 3))[0])
+
+
+def test_seeds_streams_and_indices_all_count() -> None:
+    draws = [rng.normal(seed, stream, [index], (4,)) for seed in (0, 1, 2**32) for stream in (1, 2) for index in (0, 7)]
+    values = torch.cat(draws).flatten().tolist()
+    assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("large", [2**53, 2**63, 2**64 - 2])
+def test_every_bit_of_a_large_number_counts(large: int) -> None:
+    draws = [rng.normal(seed, 1, [index], (4,)) for seed, index in [(large, 0), (large + 1, 0), (0, large), (0, large + 1)]]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 4
+
+
+def test_neighbouring_indices_are_independent() -> None:
+    x = rng.normal(5, Stream.NOISE, range(2000), (50,))
+    assert x.mean().item() == pytest.approx(0, abs=0.02)
+    assert x.std().item() == pytest.approx(1, abs=0.02)
+    assert torch.corrcoef(x.T)[0, 1:].abs().max() < 0.1
+    assert np.corrcoef(x[:-1].flatten(), x[1:].flatten())[0, 1] == pytest.approx(0, abs=0.02)
+
+
+def test_the_same_in_another_process() -> None:
+    code = "from pocketdiff import rng; print(rng.normal(3, 4, [5], (6,)).tolist(), rng.uniform(1, 2, [3]).tolist())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert other == f"{rng.normal(3, 4, [5], (6,)).tolist()} {rng.uniform(1, 2, [3]).tolist()}\n"
+
+
+def test_permutation_holds_every_index_once_and_differs_by_epoch() -> None:
+    first, second = (rng.permutation(0, Stream.ORDER, epoch, 1000) for epoch in (0, 1))
+    assert torch.equal(first.sort().values, torch.arange(1000))
+    assert not torch.equal(first, second)
+
+
+@given(SEEDS, st.integers(0, 10**9))
+def test_spread_covers_evenly_from_any_start(seed: int, first: int) -> None:
+    n = 64
+    x = rng.spread(seed, Stream.LEVEL, range(first, first + n)).sort().values
+    assert ((x >= 0) & (x < 1)).all()
+    gaps = torch.cat([x.diff(), (x[:1] + 1 - x[-1:])])
+    assert gaps.max() < 2.7 / n  # of independent draws the widest gap is about 4.7 / n
+
+
+def test_spread_is_uniform_in_the_long_run() -> None:
+    counts = torch.histc(rng.spread(1, Stream.LEVEL, range(10_000)), 10, 0, 1)
+    assert (counts - 1000).abs().max() <= 3
+
+
+def test_uniform_has_its_share_below_a_tenth() -> None:
+    share = (rng.uniform(0, Stream.DROP, range(20_000)) < 0.1).double().mean().item()
+    assert share == pytest.approx(0.1, abs=0.01)

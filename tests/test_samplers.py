@@ -1,0 +1,235 @@
+"""Every sampler against closed forms: for Gaussian data the expected clean image and the exact path are known."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pocketdiff.config import TrainConfig
+from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
+from pocketdiff.guidance import DenoiseFn, guide
+from pocketdiff.nets.unet import UNetConfig
+from pocketdiff.samplers import SAMPLERS, ancestral, dpmpp_2m, euler, heun
+from pocketdiff.schedule import SCHEDULES, Cosine, DiscreteBeta, Karras, grid
+
+MEAN, STD = 0.3, 0.5
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
+    return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
+
+
+def exact(x: Tensor, sigma: float, following: float) -> Tensor:
+    """Where the probability flow takes x, in closed form."""
+    return MEAN + (x - MEAN) * math.sqrt((STD**2 + following**2) / (STD**2 + sigma**2))
+
+
+def draw(seed: int, n: int = 3) -> Tensor:
+    return torch.randn((n, 1, 4, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
+def test_convergence_order(sampler: Callable[..., object], order: int) -> None:
+    x = 10 * draw(0)
+    errors = []
+    for steps in (64, 128, 256):
+        sigmas = [10.0 * (0.1 / 10.0) ** (i / steps) for i in range(steps + 1)]
+        *_, last = sampler(gaussian, x, sigmas)  # type: ignore[misc]
+        errors.append((last.x - exact(x, sigmas[0], sigmas[-1])).abs().max().item())  # type: ignore[has-type]
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert slopes == pytest.approx([order, order], abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, SAMPLERS["ancestral_beta"]])
+def test_ancestral_samples_have_the_datas_mean_and_deviation(sampler: Callable[..., object]) -> None:
+    sigmas = grid(Karras(sigma_max=20), 800)
+    x = sigmas[0] * draw(1, 4000)
+    *_, last = sampler(gaussian, x, sigmas, lambda step: draw(100 + step, 4000))  # type: ignore[misc]
+    assert last.x.mean().item() == pytest.approx(MEAN, abs=0.01)  # type: ignore[has-type]
+    assert last.x.std().item() == pytest.approx(STD, rel=0.01)  # type: ignore[has-type]
+
+
+def chain(timesteps: int = 50) -> tuple[Tensor, list[float]]:
+    """alpha_bar_t for t = 0..T, and the same chain's noise levels from T to 0."""
+    schedule = DiscreteBeta(timesteps=timesteps)
+    alpha_bar = 1 / (1 + torch.cat([torch.zeros(1, dtype=torch.float64), schedule.sigmas]) ** 2)
+    return alpha_bar, grid(schedule, timesteps)
+
+
+def eps_of(x: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise that a DDPM predicts at x, in its own scaling, where the data are Gaussian."""
+    sigma = math.sqrt((1 - alpha_bar.item()) / alpha_bar.item())
+    ve = x / alpha_bar.sqrt()
+    return (ve - gaussian(ve, sigma)) / sigma
+
+
+def test_euler_is_ddim_equation_12() -> None:
+    alpha_bar, sigmas = chain()
+    ddim = draw(2)
+    steps = euler(gaussian, ddim / alpha_bar[-1].sqrt(), sigmas)
+    for t, step in zip(range(50, 0, -1), steps, strict=True):
+        eps = eps_of(ddim, alpha_bar[t])
+        x0 = (ddim - (1 - alpha_bar[t]).sqrt() * eps) / alpha_bar[t].sqrt()
+        ddim = alpha_bar[t - 1].sqrt() * x0 + (1 - alpha_bar[t - 1]).sqrt() * eps
+        torch.testing.assert_close(step.x * alpha_bar[t - 1].sqrt(), ddim, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(step.x0, x0, rtol=1e-9, atol=1e-9)
+
+
+def test_ancestral_is_ddpm_equation_7() -> None:
+    alpha_bar, sigmas = chain()
+    ddpm = draw(3)
+    steps = ancestral(gaussian, ddpm / alpha_bar[-1].sqrt(), sigmas, draw)
+    for index, (t, step) in enumerate(zip(range(50, 0, -1), steps, strict=True)):
+        alpha = alpha_bar[t] / alpha_bar[t - 1]
+        beta = 1 - alpha
+        x0 = (ddpm - (1 - alpha_bar[t]).sqrt() * eps_of(ddpm, alpha_bar[t])) / alpha_bar[t].sqrt()
+        mean = alpha_bar[t - 1].sqrt() * beta / (1 - alpha_bar[t]) * x0
+        mean = mean + alpha.sqrt() * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * ddpm
+        variance = (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * beta
+        ddpm = mean + variance.sqrt() * draw(index)
+        torch.testing.assert_close(step.x * alpha_bar[t - 1].sqrt(), ddpm, rtol=1e-9, atol=1e-9)
+
+
+def test_ancestral_beta_is_ddpm_algorithm_2_with_variance_beta() -> None:
+    alpha_bar, sigmas = chain()
+    ddpm = draw(4)
+    steps = SAMPLERS["ancestral_beta"](gaussian, ddpm / alpha_bar[-1].sqrt(), sigmas, draw)
+    for index, (t, step) in enumerate(zip(range(50, 0, -1), steps, strict=True)):
+        alpha = alpha_bar[t] / alpha_bar[t - 1]
+        eps = eps_of(ddpm, alpha_bar[t])
+        ddpm = (ddpm - (1 - alpha) / (1 - alpha_bar[t]).sqrt() * eps) / alpha.sqrt()
+        if t > 1:
+            ddpm = ddpm + (1 - alpha).sqrt() * draw(index)
+        torch.testing.assert_close(step.x * alpha_bar[t - 1].sqrt(), ddpm, rtol=1e-9, atol=1e-9)
+
+
+def test_ancestral_without_noise_is_euler() -> None:
+    sigmas = grid(Karras(), 10)
+    x = 80 * draw(5)
+    for ours, other in zip(ancestral(gaussian, x, sigmas, eta=0.0), euler(gaussian, x, sigmas), strict=True):
+        torch.testing.assert_close(ours.x, other.x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+def test_equals_diffusers_schedulers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    timesteps = 20
+    scheduler = getattr(diffusers, name)(num_train_timesteps=timesteps, clip_sample=False)
+    scheduler.alphas_cumprod = chain(timesteps)[0][1:]  # in float64
+    scheduler.alphas = scheduler.alphas_cumprod / chain(timesteps)[0][:-1]
+    scheduler.betas = 1 - scheduler.alphas
+    scheduler.one = scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    scheduler.set_timesteps(timesteps)
+    noise = itertools.count()
+    monkeypatch.setattr(f"diffusers.schedulers.{_module(name)}.randn_tensor", lambda *_, **__: draw(next(noise)))
+    alpha_bar, sigmas = chain(timesteps)
+    theirs = draw(6)
+    ours = (euler if name == "DDIMScheduler" else ancestral)(gaussian, theirs / alpha_bar[-1].sqrt(), sigmas, draw)
+    for t, step in zip(scheduler.timesteps, ours, strict=True):
+        theirs = scheduler.step(eps_of(theirs, alpha_bar[t + 1]), t, theirs).prev_sample
+        torch.testing.assert_close(step.x * alpha_bar[t].sqrt(), theirs, rtol=1e-9, atol=1e-9)
+
+
+def _module(name: str) -> str:
+    return {"DDIMScheduler": "scheduling_ddim", "DDPMScheduler": "scheduling_ddpm"}[name]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_dpmpp_2m_equals_diffusers_solver() -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    sigmas = grid(Karras(sigma_min=0.02, sigma_max=10), 12)
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, prediction_type="sample", final_sigmas_type="zero",
+        lower_order_final=False, use_karras_sigmas=True, thresholding=False,
+    )  # fmt: skip
+    scheduler.set_timesteps(12)
+    scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
+    alphas = 1 / torch.sqrt(1 + scheduler.sigmas**2)
+    x = sigmas[0] * draw(7)
+    theirs = x * alphas[0]
+    for index, step in enumerate(dpmpp_2m(gaussian, x, sigmas)):
+        x0 = gaussian(theirs / alphas[index], sigmas[index])
+        theirs = scheduler.step(x0, scheduler.timesteps[index], theirs).prev_sample
+        torch.testing.assert_close(step.x * alphas[index + 1], theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("euler", 9), ("ancestral", 9), ("heun", 17), ("dpmpp_2m", 9)])
+def test_cost_in_denoiser_calls(sampler: str, calls: int) -> None:
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return gaussian(x, sigma)
+
+    *_, _last = SAMPLERS[sampler](denoise, 80 * draw(8), grid(Karras(), 9), draw)
+    assert len(asked) == calls
+    assert min(asked) > 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("wrong", [[], [1.0], [1.0, 2.0], [2.0, 1.0, 1.0], [1.0, -1.0], [1.0, 0.0, 0.0]])
+def test_a_grid_that_does_not_fall_is_refused(name: str, wrong: list[float]) -> None:
+    with pytest.raises(ValueError, match="strictly decreasing"):
+        next(SAMPLERS[name](gaussian, draw(9), wrong, draw))
+
+
+def test_a_sampler_that_needs_noise_says_so() -> None:
+    with pytest.raises(ValueError, match="give it noise="):
+        next(ancestral(gaussian, draw(10), [2.0, 1.0]))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("leave", [1, 100])
+def test_no_generator_leaks_its_grad_mode(name: str, leave: int) -> None:
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    modes = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        modes.append(torch.is_grad_enabled())
+        return weight * gaussian(x, sigma)
+
+    for count, step in enumerate(SAMPLERS[name](denoise, 80 * draw(11), grid(Karras(), 4), draw), 1):
+        assert torch.is_grad_enabled()
+        assert not step.x.requires_grad
+        if count == leave:
+            break
+    assert torch.is_grad_enabled()
+    assert modes
+    assert not any(modes)
+
+
+NET = UNetConfig(widths=(8,), blocks=1, embedding=16).build(1, 10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_combination_is_finite(schedule: str, parameterization: str, sampler: str) -> None:
+    denoiser = Denoiser(NET, parameterization, TrainConfig().sigma_data, 10)
+    label = torch.tensor([3, 10])
+    for steps in (1, 2, 18):
+        sigmas = grid(SCHEDULES[schedule](), steps)
+        x = (draw(12, 2)[..., :1, :1] * sigmas[0]).float().expand(-1, -1, 16, 16)
+        *_, last = SAMPLERS[sampler](guide(denoiser, label, 1.5), x, sigmas, lambda _, x=x: torch.zeros_like(x))  # type: ignore[misc]
+        assert last.x.isfinite().all()
+        assert last.sigma == 0.0
+
+
+def test_one_step_is_the_first_prediction() -> None:
+    x = 80 * draw(13)
+    for name in SAMPLERS:
+        (step,) = SAMPLERS[name](gaussian, x, [80.0, 0.0], draw)
+        torch.testing.assert_close(step.x, gaussian(x, 80.0))
+
+
+def test_cosine_chain_reaches_the_data() -> None:
+    denoise: DenoiseFn = gaussian
+    sigmas = grid(Cosine(), 100)
+    *_, last = euler(denoise, exact(draw(14), 0, sigmas[0]), sigmas)
+    torch.testing.assert_close(last.x, draw(14), rtol=0.05, atol=0.05)

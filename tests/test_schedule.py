@@ -1,0 +1,134 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pocketdiff.schedule import SCHEDULES, Cosine, DiscreteBeta, Flow, Karras, LogNormal, Schedule, grid
+
+U = torch.linspace(0, 1, 1001, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_increasing_finite_and_positive(kind: str, dtype: torch.dtype) -> None:
+    schedule = SCHEDULES[kind]()
+    sigma = schedule(U.to(dtype))
+    assert sigma.dtype == dtype
+    assert sigma.isfinite().all()
+    assert (sigma > 0).all()
+    steps = sigma.diff()
+    # A chain of T steps is a staircase; the others rise everywhere.
+    assert (steps >= 0).all() if kind == "discrete_beta" or dtype == torch.float32 else (steps > 0).all()
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_runs_from_sigma_min_to_sigma_max(kind: str) -> None:
+    schedule = SCHEDULES[kind]()
+    ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    assert ends == pytest.approx([schedule.sigma_min, schedule.sigma_max], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_grid_falls_strictly_to_zero(kind: str, steps: int) -> None:
+    schedule = SCHEDULES[kind]()
+    sigmas = grid(schedule, steps)
+    assert len(sigmas) == steps + 1
+    assert sigmas[-1] == 0.0
+    assert all(a > b for a, b in itertools.pairwise(sigmas))
+    assert sigmas[0] == pytest.approx(schedule.sigma_max, rel=1e-6)
+
+
+def test_karras_is_equation_5() -> None:
+    n, low, high, rho = 18, 0.002, 80.0, 7.0
+    expected = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
+    assert grid(Karras(), n) == pytest.approx([*expected, 0.0], rel=1e-12)
+
+
+def test_lognormal_has_its_mean_and_deviation() -> None:
+    # Half-way between steps: the quantiles of a distribution, whose moments are the distribution's.
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    log_sigma = LogNormal(mean=-1.2, std=1.2, sigma_min=1e-6, sigma_max=1e6)(u).log()
+    assert log_sigma.mean().item() == pytest.approx(-1.2, abs=1e-3)
+    assert log_sigma.std().item() == pytest.approx(1.2, abs=1e-3)
+
+
+def test_lognormal_cut_off_keeps_its_shape_within() -> None:
+    schedule = LogNormal(sigma_min=math.exp(-1), sigma_max=math.exp(1))
+    assert schedule(torch.tensor(0.5, dtype=torch.float64)).item() == pytest.approx(1.0)
+    inside = math.erf(1 / math.sqrt(2))  # probability of one standard deviation
+    quarter = schedule(torch.tensor(0.25, dtype=torch.float64)).log().item()
+    assert math.erf(-quarter / math.sqrt(2)) == pytest.approx(inside / 2)
+
+
+def test_rectified_flow_time_is_even() -> None:
+    sigmas = torch.tensor(grid(Flow(sigma_min=0.01, sigma_max=99), 11)[:-1], dtype=torch.float64)
+    steps = (sigmas / (1 + sigmas)).diff()
+    assert torch.allclose(steps, steps[:1].expand(10), rtol=1e-9)
+
+
+def test_logit_normal_time_is_lognormal_sigma() -> None:
+    sigma = LogNormal(sigma_min=1e-5, sigma_max=1e5)(U[1:-1])
+    t = sigma / (1 + sigma)
+    assert torch.allclose(torch.logit(t), torch.special.ndtri(U[1:-1]), atol=1e-3)
+
+
+def test_cosine_is_equation_17() -> None:
+    schedule = Cosine(offset=0.008, sigma_min=1e-4, sigma_max=1e4)
+    alpha_bar = 1 / (1 + schedule(U) ** 2)
+
+    def f(t: torch.Tensor) -> torch.Tensor:
+        return torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    # The paper's t of every level, found from its own equation, advances evenly with u.
+    t = torch.acos(torch.sqrt(alpha_bar * f(torch.zeros(1, dtype=torch.float64)))) * 2 / math.pi * 1.008 - 0.008
+    assert torch.allclose(t.diff(), t.diff().mean().expand(1000), rtol=1e-6)
+    assert torch.allclose(f(t) / f(torch.zeros(1, dtype=torch.float64)), alpha_bar, rtol=1e-9)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 3, 400, 1000])
+def test_discrete_beta_grid_is_the_chain(timesteps: int) -> None:
+    schedule = DiscreteBeta(timesteps=timesteps)
+    assert grid(schedule, timesteps) == [*schedule.sigmas.flip(0).tolist(), 0.0]
+
+
+def test_discrete_beta_equals_diffusers() -> None:
+    from diffusers import DDPMScheduler
+
+    alpha_bar = DDPMScheduler(num_train_timesteps=1000).alphas_cumprod.double()
+    ours = 1 / (1 + DiscreteBeta().sigmas ** 2)
+    assert torch.allclose(ours, alpha_bar, rtol=1e-4)
+
+
+def test_discrete_beta_draws_every_step_equally_often() -> None:
+    schedule = DiscreteBeta(timesteps=50)
+    drawn = schedule((torch.arange(5000, dtype=torch.float64) + 0.5) / 5000)
+    levels, counts = drawn.unique(return_counts=True)
+    assert torch.equal(levels, schedule.sigmas)
+    assert counts.tolist() == [100] * 50
+
+
+def test_more_steps_than_levels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="only 10 noise levels"):
+        grid(DiscreteBeta(timesteps=10), 11)
+    with pytest.raises(ValueError, match="at least 1"):
+        grid(Karras(), 0)
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 64), st.floats(1e-4, 0.5), st.floats(1.0, 1e4))
+def test_every_range_gives_a_falling_grid(kind: str, steps: int, low: float, high: float) -> None:
+    schedule: Schedule
+    schedule = DiscreteBeta() if kind == "discrete_beta" else SCHEDULES[kind](sigma_min=low, sigma_max=high)  # type: ignore[call-arg]
+    sigmas = grid(schedule, steps)
+    assert all(a > b for a, b in itertools.pairwise(sigmas))
+    assert all(math.isfinite(sigma) for sigma in sigmas)
+
+
+@pytest.mark.parametrize("wrong", [{"sigma_min": 0}, {"sigma_min": 2, "sigma_max": 1}, {"rho": -1}, {"unknown": 1}])
+def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Karras(**wrong)
