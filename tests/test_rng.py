@@ -28,7 +28,9 @@ def test_seeds_streams_and_indices_all_count() -> None:
 
 @pytest.mark.parametrize("large", [2**53, 2**63, 2**64 - 2])
 def test_every_bit_of_a_large_number_counts(large: int) -> None:
-    draws = [rng.normal(seed, 1, [index], (4,)) for seed, index in [(large, 0), (large + 1, 0), (0, large), (0, large + 1)]]
+    draws = [
+        rng.normal(seed, 1, [index], (4,)) for seed, index in [(large, 0), (large + 1, 0), (0, large), (0, large + 1)]
+    ]
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 4
 
 

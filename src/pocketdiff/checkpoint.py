@@ -100,9 +100,8 @@ def save_checkpoint(
         "ema.safetensors": _contiguous(state.ema.state_dict()),
         "optimizers.safetensors": _contiguous(_optimizer_tensors(state)),
     }
-    for part, tensors in parts.items():
-        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise TrainingError(f"{part}: {broken[0]} is not finite and was not saved; try a lower learning rate")
+    for tensors in parts.values():
+        _check_finite(tensors)
     path = run / "checkpoints" / f"step-{state.step:08d}"
     if path.exists():
         shutil.rmtree(path)
@@ -180,8 +179,13 @@ def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Mani
 
 
 def save_model(path: Path, denoiser: nn.Module, config: RunConfig) -> None:
-    """Writes a model file: the weights, with the config and their SHA-256 in one metadata key."""
+    """Writes a model file: the weights, with the config and their SHA-256 in one metadata key.
+
+    Raises:
+        TrainingError: If a weight is not finite.
+    """
     tensors = _contiguous(denoiser.state_dict())
+    _check_finite(tensors)
     about = {"format": _FORMAT, "kind": "diffusion", "sha256": _fingerprint(tensors), **config.model_dump(mode="json")}
     write_file(path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
 
@@ -215,13 +219,13 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
     if about.pop("sha256", None) != _fingerprint(tensors):
         raise CheckpointError(f"{path}: its weights are not those that were saved; copy the file again")
     try:
-        config = RunConfig.model_validate_json(json.dumps(about))
-    except ValidationError as error:
+        config = RunConfig.model_validate(about)
+        denoiser = build_denoiser(config.train, config.data)
+        denoiser.load_state_dict(tensors)
+    except (ValidationError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: its config does not fit this version of pocketdiff; update the package"
         ) from error
-    denoiser = build_denoiser(config.train, config.data)
-    denoiser.load_state_dict(tensors)
     return DiffusionModel(denoiser.requires_grad_(False).to(device), config.train, config.data)
 
 
@@ -253,6 +257,11 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     """A tensor with its parameter's strides and device, as before the stop: a kernel may round by the strides."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise TrainingError(f"{broken[0]} is not finite, so nothing was saved; train again with a lower learning rate")
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

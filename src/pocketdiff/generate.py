@@ -92,7 +92,7 @@ class DiffusionModel:
             ValueError: If the schedule has fewer levels than ``steps``.
         """
         sampling = sampling or self.config.sampling
-        wanted, keys = torch.as_tensor(labels).tolist(), torch.as_tensor(seeds).tolist()
+        wanted, keys = _integers(labels), _integers(seeds)
         if len(wanted) != len(keys):
             raise SamplingError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
         if strange := [label for label in wanted if not 0 <= label <= len(self.classes)]:
@@ -137,3 +137,7 @@ class DiffusionModel:
         return torch.cat(chunks) if chunks else torch.empty(shape, dtype=torch.uint8)
 
     __call__ = generate
+
+
+def _integers(values: Int[Tensor, " n"] | Sequence[int]) -> list[int]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)

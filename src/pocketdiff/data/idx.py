@@ -8,8 +8,8 @@ import gzip
 import hashlib
 import math
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -46,7 +46,7 @@ def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
         raise DataError(f"{path}: cannot be read ({reason}); fetch the file again") from error
 
 
-def _parse(file: BinaryIO | gzip.GzipFile, path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
+def _parse(file: BufferedIOBase, path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
     head = file.read(4 + 4 * dims)
     if not head:
         raise DataError(f"{path}: the file is empty; fetch it again")
