@@ -7,8 +7,9 @@ from PIL import Image, ImageSequence
 from pocketdiff import generate, pictures
 from pocketdiff.config import SamplingConfig
 from pocketdiff.data import to_uint8
-from pocketdiff.generate import DiffusionModel, SamplingError
+from pocketdiff.generate import DiffusionModel, RequestError, SamplingError
 from pocketdiff.samplers import SAMPLERS
+from pocketdiff.schedule import DiscreteBeta
 from pocketdiff.train import TrainState, train
 
 
@@ -73,8 +74,13 @@ def test_an_image_function(model: DiffusionModel) -> None:
     [([11], [0], "label 11"), ([-1], [0], "label -1"), ([1, 2], [0], "2 labels but 1 seeds")],
 )
 def test_a_request_that_makes_no_sense_is_refused(model: DiffusionModel, labels, seeds, message) -> None:
-    with pytest.raises(SamplingError, match=message):
+    with pytest.raises(RequestError, match=message):
         next(model.steps(labels, seeds))
+
+
+def test_more_steps_than_levels_is_refused(model: DiffusionModel) -> None:
+    with pytest.raises(RequestError, match="only 5 noise levels"):
+        model([0], [0], SamplingConfig(steps=6, schedule=DiscreteBeta(timesteps=5)))
 
 
 def test_a_network_that_is_not_finite_is_named_as_the_cause(model: DiffusionModel, tiny_data) -> None:

@@ -42,7 +42,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(stops, tiny_run: R
     """In mid-epoch (an epoch is 40 images, 5 steps), at its edge, twice in a row, before the last step."""
     config = tiny_run.train
     whole, metrics = finished(config, tiny_data)
-    state, resumed = TrainState.new(config, tiny_data.info), []
+    state, resumed = TrainState.new(config, tiny_data.info), list[Metrics]()
     for stop in (*stops, None):
         resumed += itertools.islice(train(state, tiny_data.train, config), stop and stop - state.step)
         path = checkpoint.save_checkpoint(tmp_path, state, tiny_run)

@@ -21,15 +21,21 @@ def write_file(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # Writing and flushing do not say which file it was.
         raise
     _flush_folder(path.parent)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name ``path`` only when the block ends without an error."""
+    """A folder to fill, which gets its name ``path`` only when the block ends without an error.
+
+    Raises:
+        OSError: If ``path`` is there already and not empty, or cannot be made.
+    """
     temporary = _beside(path)
     temporary.mkdir(parents=True)
     try:

@@ -19,8 +19,14 @@ CHUNK = 256
 """The most images drawn at once, which bounds the memory."""
 
 
+class RequestError(PocketdiffError):
+    """A request that a model cannot meet."""
+
+
 class SamplingError(PocketdiffError):
-    """A request that a model cannot meet, or a model that gives no image."""
+    """A model that gives no image."""
+
+    status = 1
 
 
 def build_denoiser(config: TrainConfig, info: DataInfo) -> Denoiser:
@@ -88,18 +94,21 @@ class DiffusionModel:
             sampling: Sampler, steps, scale and schedule; by default the config's own.
 
         Raises:
-            SamplingError: If a label is none of the classes, or labels and seeds are not equally many.
-            ValueError: If the schedule has fewer levels than ``steps``.
+            RequestError: If a label is none of the classes, labels and seeds are not equally many, or the schedule has
+                fewer levels than ``steps``.
         """
         sampling = sampling or self.config.sampling
         wanted, keys = _integers(labels), _integers(seeds)
         if len(wanted) != len(keys):
-            raise SamplingError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
+            raise RequestError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
         if strange := [label for label in wanted if not 0 <= label <= len(self.classes)]:
-            raise SamplingError(
+            raise RequestError(
                 f"label {strange[0]} is none of the {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
             )
-        sigmas = grid(sampling.schedule, sampling.steps)
+        try:
+            sigmas = grid(sampling.schedule, sampling.steps)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
         x = self.start(keys, sigmas[0])
         denoise = guide(
             self.denoiser.eval(), torch.tensor(wanted, dtype=torch.long, device=self.device), sampling.scale
@@ -122,7 +131,8 @@ class DiffusionModel:
             Bytes on the CPU, in the data's own polarity.
 
         Raises:
-            SamplingError: As `steps`; and if the network gives values that are not finite.
+            RequestError: As `steps`.
+            SamplingError: If the network gives values that are not finite.
         """
         chunks = []
         for at in range(0, len(labels), CHUNK):

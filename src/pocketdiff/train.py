@@ -22,6 +22,8 @@ from pocketdiff.optim import learning_rate, make_optimizers, update_ema
 class TrainingError(PocketdiffError):
     """Training that cannot go on."""
 
+    status = 1
+
 
 @dataclass
 class TrainState:

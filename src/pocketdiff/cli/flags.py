@@ -107,9 +107,10 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
 
 
 def _nearest(location: list[str], given: dict[str, Any]) -> str:
-    """The flag behind a pydantic location, which also holds the kind's name and a tuple's index."""
-    fits = [path for path in given if all(part in location for part in path.split("."))]
-    return max(fits, key=len, default=".".join(location))
+    """The flag behind a pydantic location, which also holds a kind's name, or a tuple's index, or ends too early."""
+    exact = [path for path in given if all(part in location for part in path.split("."))]
+    within = [path for path in given if path.startswith(f"{location[0]}.")] if location else []
+    return max(exact or within, key=len, default=".".join(location))
 
 
 def _merged(model: type[BaseModel]) -> list[_Leaf]:

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         default=Path("samples.png"),
         help="a .png, .gif or .npz file, or a folder (default: samples.png)",
     )
-    option("--overwrite", action="store_true", help="replace what is there")
+    option("--overwrite", action="store_true", help="replace a file that is there")
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, SamplingConfig(), "the model file's; here, the package's own")
     flags = parser.parse(arguments)
@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--per-label {per_label}: must be at least 1")
     if flags.out.suffix not in WRITERS:
         raise UsageError(f"--out {flags.out}: must end in .png, .gif or .npz, or have no ending, for a folder")
+    if flags.out.is_dir():
+        raise UsageError(f"{flags.out}: is a folder that is there already; take another --out")
     if flags.out.exists() and not flags.overwrite:
         raise UsageError(f"{flags.out}: is there already; take another --out, or add --overwrite")
     flags.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,436 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+import pocketdiff
+from pocketdiff.cli import VERBS, run
+from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
+from pocketdiff.cli.sample import parse_labels
+from pocketdiff.config import PRESETS, TrainConfig
+from pocketdiff.data import load_data
+from pocketdiff.schedule import Karras, LogNormal
+
+TINY = "--images 92 --batch 8 --widths 8 16 --blocks 1 --embedding 16 --steps 2 --checkpoint-every 16 --log-every 16"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Fifty real digits in a file."""
+    whole = load_data("mnist").train
+    chosen = torch.cat([(whole.labels == digit).nonzero()[:5, 0] for digit in range(10)])
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, images=whole.pixels[chosen, 0].numpy(), labels=whole.labels[chosen].numpy())
+    return path
+
+
+def train_words(data: Path, out: Path, *more: str) -> list[str]:
+    return ["train", "--preset", "quick", "--data", str(data), "--out", str(out), *TINY.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert run(train_words(data, out)) == 0
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def fails(capsys, words: list[str], status: int, message: str) -> None:
+    """The command gives this status and one sentence on standard error that holds the message."""
+    capsys.readouterr()
+    assert run(words) == status
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"pocketdiff: [^\n]+\n", error), error
+    assert message in error
+
+
+def spawn(words: list[str], **options) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pocketdiff.cli", *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+# Help
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from pocketdiff.cli import run; run(['--help']); print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+    assert all(f"  {verb}" in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb: str, capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        run([verb, "--help"])
+    assert left.value.code == 0
+    assert f"pocketdiff {verb} runs/" in capsys.readouterr().out or verb == "train"
+
+
+def test_train_help_has_a_flag_for_every_field_with_its_description(capsys) -> None:
+    with pytest.raises(SystemExit):
+        run(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in TrainConfig.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        if name not in ("net", "schedule", "sampling"):
+            assert " ".join(str(field.description).removesuffix(".").split()) in text
+    assert "[karras] How much shorter" in text
+
+
+def test_version(capsys) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"{pocketdiff.__version__}\n"
+
+
+# Flags
+
+
+def flags(*words: str, config: TrainConfig = PRESETS["quick"]) -> TrainConfig:
+    parser = Parser("test", "", "", "")
+    add_config(parser, config)
+    return apply(config, parser.parse(words))
+
+
+def test_flags_reach_every_depth() -> None:
+    config = flags(
+        "--seed", "3", "--widths", "8", "16", "--sampling.steps", "5", "--scale", "2", "--compile", "--size", "32", "24"
+    )
+    assert (config.seed, config.net.widths, config.compile, config.size) == (3, (8, 16), True, (32, 24))
+    assert (config.sampling.steps, config.sampling.scale) == (5, 2.0)
+    assert flags("--pictures-every", "2").pictures_every == 2
+    assert flags("--pictures-every", "none").pictures_every is None
+
+
+def test_a_new_kind_begins_with_its_own_defaults() -> None:
+    assert flags("--schedule.kind", "karras").schedule == Karras()
+    assert flags("--schedule.rho", "5", "--schedule.kind", "karras").schedule == Karras(rho=5)
+    kept = LogNormal(mean=-1, std=0.5)
+    config = PRESETS["quick"].model_copy(update={"schedule": kept})
+    assert flags("--schedule.kind", "lognormal", "--schedule.mean", "2", config=config).schedule == LogNormal(
+        mean=2, std=0.5
+    )
+
+
+@given(
+    st.sampled_from(
+        [name for name in TrainConfig.model_fields if name not in ("net", "schedule", "sampling", "compile")]
+    )
+    | st.sampled_from(["schedule.kind", "schedule.mean", "net.widths", "sampling.steps", "sampling.sampler"]),
+    st.text(max_size=8).filter(lambda text: not text.startswith("-")),
+)
+def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, value: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    try:
+        config = flags(flag, value)
+    except UsageError as error:
+        assert str(error).startswith(flag)  # noqa: PT017 (both ways are right)
+    else:
+        assert isinstance(config, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fly", "no verb 'fly'"),
+        ("train --imges 5", "did you mean --images?"),
+        ("train --preset huge", "there are quick, laptop"),
+        ("train --images -1", "--images -1: input should be greater than or equal to 1"),
+        ("train --images many", "--images many"),
+        ("train --images", "expected one argument"),
+        ("train --schedule.sigma-min 100", "sigma_min (100) must be below sigma_max (80)"),
+        ("train --schedule.kind wavy", "--schedule.kind wavy"),
+        ("train --schedule.rho 3", "--schedule.rho 3"),
+        ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
+        ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
+        ("train --size 32", "--size 32"),
+        ("train --sampler best", "--sampling.sampler best"),
+        ("train --precision fp8", "'fp32' or 'bf16'"),
+        ("train --device tpu9", "--device tpu9"),
+        ("train --data /nowhere", "/nowhere"),
+        ("sample", "required: RUN_OR_FILE"),
+        ("sample /nowhere", "/nowhere: no such file"),
+        ("sample x --per-label 0", "--per-label 0"),
+        ("sample x --out a.bmp", "a.bmp"),
+        ("info /nowhere", "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(words: str, message: str, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, words.split(), 2, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(capsys) -> None:
+    assert run(["info", "/nowhere", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+# Training
+
+
+def test_a_run_leaves_all_its_files(finished: Path, capsys) -> None:
+    names = contents(finished).keys()
+    assert {"config.json", "metrics.jsonl", "model.safetensors", "summary.json"} <= names
+    pictures = {name for name in names if name.startswith("pictures")}
+    grids = {f"pictures/image_ep{epoch}_w{w}.png" for epoch in (0, 1, 2) for w in ("0", "0.5", "2")}
+    gifs = {f"pictures/gif_ep{epoch}_w{w}.gif" for epoch in (0, 2) for w in ("0", "0.5", "2")}
+    assert pictures == grids | gifs
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["seen"] for line in lines] == [16, 32, 48, 64, 80]
+    assert lines[0].keys() == {"step", "seen", "epoch", "loss", "lr", "images_per_second", "seconds"}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["steps"], summary["images_seen"]) == (12, 92)
+    assert 50e6 < summary["peak_memory_bytes"] < 4e9
+    with Image.open(finished / "pictures/image_ep2_w0.png") as picture:
+        real = np.asarray(picture)[picture.height // 2 + 8 :]
+        assert real.mean() > 200  # dark ink on white
+        assert real.min() < 20
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished: Path, data: Path, capsys) -> None:
+    before = contents(finished)
+    assert run(train_words(data, finished)) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert contents(finished) == before
+
+
+def test_another_config_or_data_in_the_same_folder_is_refused(finished: Path, data: Path, capsys, tmp_path) -> None:
+    before = contents(finished)
+    fails(
+        capsys, train_words(data, finished, "--seed", "7", "--scale", "3"), 2, "sampling.scale (1.5, 3.0), seed (0, 7)"
+    )
+    fails(capsys, train_words(data, finished, "--resume", "never"), 2, "--resume is never")
+    images = np.load(data)["images"].copy()
+    images[0, 0, 0] ^= 1
+    np.savez(tmp_path / "tiny.npz", images=images, labels=np.load(data)["labels"])
+    fails(capsys, train_words(tmp_path / "tiny.npz", finished), 2, "data.sha256")
+    assert contents(finished) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(data: Path, capsys, tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    fails(capsys, train_words(data, tmp_path), 2, "holds files that are no run")
+    fails(capsys, train_words(data, tmp_path / "thesis.txt"), 2, "is a file")
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_a_checkpoint_named_must_be_one(data: Path, finished: Path, capsys, tmp_path) -> None:
+    fails(capsys, train_words(data, tmp_path / "a", "--resume", str(tmp_path / "none")), 2, "is not a whole checkpoint")
+    (checkpoint,) = (finished / "checkpoints").iterdir()
+    assert run(train_words(data, tmp_path / "b", "--resume", str(checkpoint))) == 0
+    assert (tmp_path / "b/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_ends_with_advice(data: Path, capsys, tmp_path) -> None:
+    out = tmp_path / "run"
+    words = train_words(data, out, "--muon-lr", "1e30", "--adamw-lr", "1e30")
+    capsys.readouterr()
+    assert run(words) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite" in error
+    assert "--muon-lr" in error
+    assert not (out / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(data: Path, tmp_path) -> None:
+    import resource
+
+    out = tmp_path / "run"
+    done = spawn(train_words(data, out), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
+    _, error = done.communicate(timeout=120)
+    assert done.returncode == 1
+    assert re.search(r"^pocketdiff: .*safetensors.*File too large$", error, re.MULTILINE), error
+    assert "Traceback" not in error
+    assert [path for path in out.rglob("*") if path.suffix == ".tmp" or path.name.endswith(".safetensors")] == []
+    assert run(train_words(data, out)) == 0  # with room again, the same command finishes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_path) -> None:
+    """SIGKILL, SIGINT and SIGTERM, each once, then to the end."""
+    more = ("--images", "4000", "--checkpoint-every", "160")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    spawn(train_words(data, whole, *more)).communicate(timeout=300)
+    reached = 0
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)):
+        process = spawn(train_words(data, broken, *more))
+        reached = wait_for_progress(broken, process, reached + 600)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == status, error
+        assert ("the same command again goes on" in out) == (number != signal.SIGKILL)
+        assert "Traceback" not in error
+    done = spawn(train_words(data, broken, *more))
+    out, _ = done.communicate(timeout=300)
+    assert "going on from" in out
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (broken, whole))
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))  # no line twice
+    assert contents(broken / "pictures") == contents(whole / "pictures")
+
+
+def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> int:
+    """Waits until a checkpoint stands at that many images."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for manifest in run.glob("checkpoints/step-*/manifest.json"):
+            try:
+                reached = int(json.loads(manifest.read_text())["seen"])
+            except FileNotFoundError:  # it was just replaced by the next
+                continue
+            if reached >= seen:
+                return reached
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint at {seen} images: {process.communicate()}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_second_signal_leaves_at_once() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from pocketdiff.cli.console import Stop\n"
+        "with Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(stop.asked, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 130)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
+def test_two_processes_cannot_train_in_one_folder(data: Path, tmp_path, capsys) -> None:
+    from pocketdiff.cli.console import locked
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with locked(out):
+        fails(capsys, train_words(data, out), 2, "another process")
+    assert run(train_words(data, out)) == 0
+
+
+def test_colour_images_of_any_shape_train_and_sample(tmp_path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = rng.integers(0, 256, (20, 27, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    out = tmp_path / "run"
+    assert run(train_words(tmp_path / "photos", out)) == 0
+    assert run(["sample", str(out), "--labels", "dog,cat", "--out", str(tmp_path / "x.npz"), "--per-label", "2"]) == 0
+    with np.load(tmp_path / "x.npz") as drawn:
+        assert drawn["images"].shape == (4, 20, 27, 3)
+        assert drawn["labels"].tolist() == [1, 0, 1, 0]
+
+
+# Sampling
+
+
+def test_sample_needs_the_model_file_alone(finished: Path, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "moved.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run(["sample", "moved.safetensors", "--labels", "3,1,4,1,5", "--seed", "7"]) == 0
+    assert (
+        "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 1.5 (w = 0.5), seeds 7 to 11" in capsys.readouterr().out
+    )
+    with Image.open("samples.png") as picture:
+        assert picture.width / picture.height == pytest.approx(152 / 32)
+
+
+def test_what_is_there_is_not_overwritten(finished: Path, tmp_path, capsys) -> None:
+    for name in ("a.png", "a.npz", "a.gif"):
+        path = tmp_path / name
+        words = ["sample", str(finished), "--labels", "0", "--out", str(path)]
+        assert run(words) == 0
+        fails(capsys, words, 2, "--overwrite")
+        assert run([*words, "--overwrite", "--seed", "9"]) == 0
+    (tmp_path / "folder").mkdir()
+    words = ["sample", str(finished), "--out", str(tmp_path / "folder"), "--overwrite"]
+    fails(capsys, words, 2, "is a folder that is there already")
+
+
+def test_arrays_and_files_hold_the_same_images(finished: Path, tmp_path) -> None:
+    words = ["sample", str(finished), "--labels", "2-4", "--per-label", "3", "--seed", "5", "--out"]
+    assert run([*words, str(tmp_path / "x.npz")]) == 0
+    assert run([*words, str(tmp_path / "folder")]) == 0
+    with np.load(tmp_path / "x.npz") as drawn:
+        assert drawn["images"].shape == (9, 28, 28)
+        assert drawn["images"].dtype == np.uint8
+        assert drawn["labels"].tolist() == [2, 3, 4] * 3
+        assert drawn["seeds"].tolist() == list(range(5, 14))
+        for image, label, seed in zip(drawn["images"], drawn["labels"], drawn["seeds"], strict=True):
+            with Image.open(tmp_path / "folder" / str(label) / f"{seed:06d}.png") as file:
+                assert np.array_equal(np.asarray(file), image)
+        again = pocketdiff.load(finished)(drawn["labels"].tolist(), drawn["seeds"].tolist())
+        assert np.array_equal(again[:, 0].numpy(), drawn["images"])
+    assert load_data(str(tmp_path / "folder")).info.classes == ("2", "3", "4")
+    assert len(load_data(str(tmp_path / "x.npz")).train) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("0-9", list(range(10))),
+        ("3,1,4,1,5", [3, 1, 4, 1, 5]),
+        ("7", [7]),
+        ("8-9, 0-1", [8, 9, 0, 1]),
+    ],
+)
+def test_labels_of_digits(text: str, labels: list[int]) -> None:
+    assert parse_labels(text, tuple("0123456789")) == labels
+
+
+def test_labels_by_name_with_dashes_and_by_index() -> None:
+    classes = ("ankle-boot", "bag", "t-shirt")
+    assert parse_labels("t-shirt,bag", classes) == [2, 1]
+    assert parse_labels("ankle-boot-t-shirt", classes) == [0, 1, 2]
+    assert parse_labels("0-1,t-shirt", classes) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["", ",", "10", "-1", "0-10", "5-3", "cat", "1.5", "²"])
+def test_labels_that_are_none_are_named(text: str) -> None:
+    with pytest.raises(UsageError, match="there is no class"):
+        parse_labels(text, tuple("0123456789"))
+
+
+@given(st.text(alphabet="0123456789-,ab ", max_size=12))
+def test_any_list_of_labels_gives_labels_or_a_sentence(text: str) -> None:
+    classes = ("a", "b", "a-b", "12")
+    try:
+        labels = parse_labels(text, classes)
+    except UsageError:
+        return
+    assert labels
+    assert all(0 <= label < len(classes) for label in labels)
+
+
+def test_info_says_what_a_model_is(finished: Path, capsys) -> None:
+    assert run(["info", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "28 x 28, grey, 10 classes: 0, 1, 2" in out
+    assert '"muon_lr": 0.02' in out
