@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
@@ -30,13 +31,19 @@ def mnist() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Fifty real digits, five of each class, read back from a file."""
-    whole = load_data("mnist").train
+def tiny_file(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty real digits, five of each class, in a file."""
+    whole = mnist.train
     chosen = torch.cat([(whole.labels == digit).nonzero()[:5, 0] for digit in range(10)])
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(path, images=whole.pixels[chosen, 0].numpy(), labels=whole.labels[chosen].numpy())
-    return load_data(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_file: Path) -> Dataset:
+    """The same digits, read back: 40 to train on, 10 held out."""
+    return load_data(str(tiny_file))
 
 
 @pytest.fixture

@@ -27,13 +27,8 @@ TINY = "--images 92 --batch 8 --widths 8 16 --blocks 1 --embedding 16 --steps 2 
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Fifty real digits in a file."""
-    whole = load_data("mnist").train
-    chosen = torch.cat([(whole.labels == digit).nonzero()[:5, 0] for digit in range(10)])
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(path, images=whole.pixels[chosen, 0].numpy(), labels=whole.labels[chosen].numpy())
-    return path
+def data(tiny_file: Path) -> Path:
+    return tiny_file
 
 
 def train_words(data: Path, out: Path, *more: str) -> list[str]:
@@ -117,6 +112,7 @@ def test_flags_reach_every_depth() -> None:
     )
     assert (config.seed, config.net.widths, config.compile, config.size) == (3, (8, 16), True, (32, 24))
     assert (config.sampling.steps, config.sampling.scale) == (5, 2.0)
+    assert flags("--size", "32").size == (32, 32)
     assert flags("--pictures-every", "2").pictures_every == 2
     assert flags("--pictures-every", "none").pictures_every is None
 
@@ -162,7 +158,8 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("train --schedule.rho 3", "--schedule.rho 3"),
         ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
         ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
-        ("train --size 32", "--size 32"),
+        ("train --size 32 32 32", "--size 32 32 32"),
+        ("train --size 8", "--size 8: input should be greater than or equal to 16"),
         ("train --sampler best", "--sampling.sampler best"),
         ("train --precision fp8", "'fp32' or 'bf16'"),
         ("train --device tpu9", "--device tpu9"),

@@ -256,7 +256,7 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     """A tensor with its parameter's strides and device, as before the stop: a kernel may round by the strides."""
-    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.to(parameter.device)
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -6,10 +6,11 @@ command line makes a flag of every field.
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from pocketdiff.data import MAX_SIDE, MIN_SIDE
 from pocketdiff.denoiser import PARAMETERIZATIONS
 from pocketdiff.frozen import Frozen
 from pocketdiff.nets import NETS, Net
@@ -27,6 +28,16 @@ else:  # What a config may name is what the registries hold.
     SamplerName = Literal[tuple(SAMPLERS)]
     AnySchedule = Annotated[reduce(or_, SCHEDULES.values()), Field(discriminator="kind")]
     AnyNet = Annotated[reduce(or_, NETS.values()), Field(discriminator="kind")] if len(NETS) > 1 else Net
+
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+
+
+def _square(size: Any) -> Any:
+    """One number as height and width."""
+    if isinstance(size, (list, tuple)):
+        return tuple(size) * 2 if len(size) == 1 else size
+    return (size, size)
 
 
 class SamplingConfig(Frozen):
@@ -47,8 +58,8 @@ class TrainConfig(Frozen):
 
     data: str = "mnist"
     """Data set: mnist, or the path of a folder of IDX files, a folder of image folders, or an .npz file."""
-    size: tuple[int, int] | None = None
-    """Height and width to bring every image to; needed where the data are of mixed size."""
+    size: Annotated[tuple[Side, Side], BeforeValidator(_square)] | None = None
+    """Height and width to bring every image to, or one number for both; needed where the data are of mixed size."""
     seed: int = 0
     """Decides the first weights, the order of the images and every draw of noise."""
     images: int = Field(150_000, ge=1)
@@ -88,7 +99,7 @@ class TrainConfig(Frozen):
     """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
     gifs_every: int | None = Field(None, ge=1)
     """Epochs between two sets of GIFs; by default so many that a run has at most two. One set always ends it."""
-    guidance_strengths: tuple[float, ...] = (0.0, 0.5, 2.0)
+    guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """The guidance strengths w = scale - 1 that pictures are drawn for."""
 
     sampling: SamplingConfig = SamplingConfig()

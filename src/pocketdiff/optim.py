@@ -26,7 +26,9 @@ def make_optimizers(net: nn.Module, muon_lr: float, adamw_lr: float) -> list[tor
         (hidden if parameter.ndim >= 2 and not name.startswith(edges) else rest).append(parameter)
     return [
         Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr),
-        torch.optim.AdamW([{"params": rest, "peak_lr": adamw_lr}], adamw_lr, betas=(0.9, 0.99), weight_decay=0.0),
+        torch.optim.AdamW(
+            [{"params": rest, "peak_lr": adamw_lr}], adamw_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        ),
     ]
 
 
@@ -59,30 +61,35 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
         """Takes one step along the gradients at hand."""
         for group in self.param_groups:
+            # Matrices of one shape are orthogonalized together: they are small, and many calls would cost more.
+            stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
-                update = orthogonalize(ahead.flatten(1))
-                stretch = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * stretch)
+                ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+                stacks.setdefault(ahead.shape, []).append((parameter, ahead))
+            for (height, width), stack in stacks.items():
+                stretch = max(1.0, height / width) ** 0.5
+                updates = orthogonalize(torch.stack([ahead for _, ahead in stack]))
+                for (parameter, _), update in zip(stack, updates, strict=True):
+                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * stretch)
 
 
-def orthogonalize(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """Brings the singular values of a matrix near 1 (0.7 to 1.2) in five Newton-Schulz steps.
+def orthogonalize(matrix: Float[Tensor, "*stack m n"]) -> Float[Tensor, "*stack m n"]:
+    """Brings the singular values of a matrix, or of each in a stack, near 1 (0.7 to 1.2) in five Newton-Schulz steps.
 
     Each step is ``X <- (a I + b A + c A^2) X`` with ``A = X X^T``. All factors commute with A, so the steps are taken
     on the small A alone and X is multiplied once, at the end: 2.5 times less work for a 3 x 3 convolution's matrix.
 
     Source: Jordan et al. 2024 (Muon), with its coefficients.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalize(matrix.T).T
-    matrix = matrix / (matrix.norm() + 1e-7)
-    gram = matrix @ matrix.T
-    total = eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return orthogonalize(matrix.mT).mT
+    matrix = matrix / (torch.linalg.matrix_norm(matrix, keepdim=True) + 1e-7)
+    gram = matrix @ matrix.mT
+    total = eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for _ in range(5):
         factor = 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
         total = factor @ total

@@ -113,7 +113,7 @@ def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metr
         with torch.autocast(data.labels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = denoiser.loss(*batch).mean()
         denoiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not (loss + norm).isfinite():
             raise TrainingError(

@@ -126,9 +126,9 @@ def _leaves(model: type[BaseModel], prefix: str = "", kinds: tuple[str, ...] = (
     for name, field in model.model_fields.items():
         if nested := _models(field.annotation):
             for kind in nested:
-                own = (str(kind.model_fields["kind"].default),) if "kind" in kind.model_fields else ()
+                own = (str(kind.model_fields["kind"].default),) if len(nested) > 1 else ()
                 yield from _leaves(kind, f"{prefix}{name}.", own)
-        else:
+        elif name != "kind" or kinds:
             text = "which kind it is" if name == "kind" else (field.description or "").removesuffix(".")
             yield _Leaf(f"{prefix}{name}", field.annotation, text, kinds)
 

@@ -26,7 +26,7 @@ checkpoints, model.safetensors and summary.json. The same command again goes on 
 EXAMPLES = """examples:
   pocketdiff train                                      MNIST, five minutes on two cores, into runs/laptop
   pocketdiff train --preset quick --seed 1 --out runs/a
-  pocketdiff train --data photos --size 32 32           your own: one sub-folder of PNG or JPEG images a class
+  pocketdiff train --data photos --size 32           your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
 """
 
@@ -42,9 +42,7 @@ SHOWN = 20
 
 def main(arguments: list[str]) -> int:
     """Parses the flags, trains, and returns the exit status."""
-    flags = _parse(arguments)
-    device = pick_device(flags.device)
-    preset = flags.preset or _default_preset()
+    flags, preset, device = _parse(arguments)
     config = apply(PRESETS[preset], flags)
     data = load_data(config.data, config.size, config.seed)
     name = preset if config.data == "mnist" else f"{preset}-{Path(config.data).stem}"
@@ -62,22 +60,19 @@ def main(arguments: list[str]) -> int:
         return run.train()
 
 
-def _default_preset() -> str:
-    return "gpu" if torch.cuda.is_available() else "laptop"
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Two passes: the preset first, for the other flags' defaults are its own."""
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]:
+    """The flags, the preset and the device; the preset first, for the other flags' defaults are its own."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?")
-    preset = first.parse_known_args(arguments)[0].preset or _default_preset()
+    first.add_argument("--device", nargs="?")
+    early = first.parse_known_args(arguments)[0]
+    device = pick_device(early.device or "auto")
+    preset = early.preset or ("gpu" if device.type == "cuda" else "laptop")
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset}: there is no such preset; there are {', '.join(PRESETS)}")
     parser = Parser("pocketdiff train", "[flags]", DESCRIPTION, EXAMPLES)
     option = parser.add_argument_group("run").add_argument
-    option(
-        "--preset", metavar=f"{{{','.join(PRESETS)}}}", help=f"where all settings begin (default: {_default_preset()})"
-    )
+    option("--preset", metavar=f"{{{','.join(PRESETS)}}}", help=f"where all settings begin (default: {preset})")
     option("--out", metavar="FOLDER", help="the run's folder (default: runs/PRESET, or runs/PRESET-DATA)")
     option(
         "--resume", metavar="{auto,never,CHECKPOINT}", default="auto",
@@ -86,7 +81,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, PRESETS[preset])
-    return parser.parse(arguments)
+    return parser.parse(arguments), preset, device
 
 
 def _claim(out: Path, wanted: RunConfig, resume: str) -> bool:
@@ -115,6 +110,7 @@ class _Run:
         self.out, self.run_config, self.config, self.data = out, run_config, run_config.train, data
         self.state = TrainState.new(self.config, data.info, device)
         self.model = DiffusionModel(self.state.ema, self.config, data.info)
+        self.weights = sum(weight.numel() for weight in self.state.denoiser.parameters())
         self.training_seconds = self.other_seconds = 0.0
         self.log = MetricsLog(out / "metrics.jsonl", self.config.log_every)
         epochs = self.config.images / len(data.train)
@@ -127,6 +123,7 @@ class _Run:
         if resume == "auto":
             found = checkpoint.newest_checkpoint(self.out)
             if found is None:
+                self.log.resume(0, 0, 0.0)
                 return
             path, faults = found
         for fault in faults:
@@ -139,6 +136,7 @@ class _Run:
     def train(self) -> int:
         """Trains to the end, or until a signal, and returns the exit status."""
         images, every, before = self.data.train, self.config.checkpoint_every, self.state.seen
+        say(f"training on {self.config.images:,} images, {self.weights:,} weights, into {self.out}")
         with Stop() as stop:
             with Bar("training", self.config.images, before) as bar:
                 for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
@@ -156,7 +154,7 @@ class _Run:
                     if stop.asked:
                         break
                     before = metrics.seen
-            if stop.asked:
+            if self.state.seen < self.config.images:
                 say(f"stopped, and saved as {saved}; the same command again goes on from there")
                 return INTERRUPTED
             self._finish()

@@ -116,7 +116,10 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
     Raises:
         DataError: If anything is wrong: one sentence with the file, the fault and the remedy.
     """
-    raw = _read(source, size)
+    try:
+        raw = _read(source, size)
+    except (OSError, RuntimeError) as error:  # Links in a circle and an unknown ~user are RuntimeErrors.
+        raise DataError(f"{source}: cannot be read ({error}); mend the path or its permissions") from error
     names = {label: index for index, label in enumerate(sorted(set(raw.train.labels.tolist())))}
     classes = tuple(raw.classes[label] if raw.classes else str(label) for label in names)
     train = _checked(raw.train, names, source)

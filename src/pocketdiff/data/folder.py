@@ -37,7 +37,7 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
     """
     children = _children(path, path)
     if {child.name for child in children} == {"train", "test"}:
-        names = sorted({folder.name for split in children for folder in _children(split, path)})
+        names = [folder.name for folder in _children(path / "train", path)]
         train, test = (_read_split(path / split, path, names, size) for split in ("train", "test"))
         if train.images.shape[1:3] != test.images.shape[1:3]:
             raise DataError(f"{path}: train and test images differ in size; --size 32 brings all to 32 x 32")
@@ -62,6 +62,8 @@ def _read_split(folder: Path, root: Path, names: list[str], size: Size | None) -
         if not child.is_dir():
             raise DataError(f"{child}: lies beside the classes' folders; move it into one of them, or away")
         files = _children(child, root)
+        if child.name not in names:
+            raise DataError(f"{child}: is no class of the training split; add it there, or remove it here")
         if not files:
             raise DataError(f"{child}: holds no image; add some, or remove the folder")
         for file in files:
@@ -117,7 +119,9 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
                     upright = upright.convert("RGBA")
                     upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
                 rgb = upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # On damaged files Pillow raises errors of many kinds.
         raise DataError(f"{file}: cannot be read as an image; replace or remove it") from error
     return np.asarray(rgb if size is None else fit(rgb, size))
 

@@ -40,5 +40,6 @@ def _resized(split: Split, size: Size | None) -> Split:
     if size is None or split.images.shape[1:3] == size:
         return split
     channels = split.images.shape[3]
-    pixels = [np.asarray(fit(Image.fromarray(image.squeeze()), size)) for image in split.images]
+    images = split.images[..., 0] if channels == 1 else split.images
+    pixels = [np.asarray(fit(Image.fromarray(image), size)) for image in images]
     return Split(np.stack(pixels).reshape(-1, *size, channels), split.labels)

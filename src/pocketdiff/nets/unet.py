@@ -7,7 +7,7 @@ on at 14 x 14 and 7 x 7 only, where a CPU's convolutions reach a good share of i
 from typing import Literal, TypeVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own custom)
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
