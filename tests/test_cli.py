@@ -149,7 +149,7 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
     [
         ("fly", "no verb 'fly'"),
         ("train --imges 5", "did you mean --images?"),
-        ("train --preset huge", "there are quick, laptop"),
+        ("train --preset huge", "there are quick, laptop, gpu"),
         ("train --images -1", "--images -1: input should be greater than or equal to 1"),
         ("train --images many", "--images many"),
         ("train --images", "expected one argument"),

@@ -130,8 +130,28 @@ def test_bf16_keeps_weights_in_fp32(tiny_config, tiny_data) -> None:
     assert metrics[-1].loss.isfinite()
 
 
+def test_compile_goes_to_the_network_and_changes_no_name(tiny_config, tiny_data, monkeypatch) -> None:
+    compiled = []
+
+    def note(module: torch.nn.Module) -> None:
+        compiled.append(module)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", note)
+    state = TrainState.new(tiny_config.model_copy(update={"compile": True}), tiny_data.info)
+    assert compiled == [state.denoiser.net]
+    assert state.denoiser.state_dict().keys() == state.ema.state_dict().keys()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_takes_a_step(preset, tiny_data) -> None:
+    config = PRESETS[preset].model_copy(update={"images": 2, "batch": 2, "compile": False})
+    state, metrics = finished(config, tiny_data)
+    assert metrics[0].loss.isfinite()
+    assert all(parameter.isfinite().all() for parameter in state.ema.parameters())
+
+
 @pytest.mark.slow
-def test_learns_four_digits_by_heart(tiny_data) -> None:
+def test_learns_forty_digits_by_heart(tiny_data) -> None:
     """Overfitting is the oldest check: on real digits the loss falls far below what guessing can reach."""
     config = PRESETS["quick"].model_copy(update={"images": 6_400, "batch": 32})
     _, metrics = finished(config, tiny_data)
