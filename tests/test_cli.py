@@ -23,7 +23,7 @@ from pocketdiff.config import PRESETS, TrainConfig
 from pocketdiff.data import load_data
 from pocketdiff.schedule import Karras, LogNormal
 
-TINY = "--images 92 --batch 8 --widths 8 16 --blocks 1 --embedding 16 --steps 2 --checkpoint-every 16 --log-every 16"
+TINY = "--images 92 --batch 7 --widths 8 16 --blocks 1 --embedding 16 --steps 2 --checkpoint-every 16 --log-every 16"
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,10 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("train --schedule.sigma-min 100", "sigma_min (100) must be below sigma_max (80)"),
         ("train --schedule.kind wavy", "--schedule.kind wavy"),
         ("train --schedule.rho 3", "--schedule.rho 3"),
+        (
+            "train --steps 6 --gif-steps 5 --sampling.schedule.kind discrete_beta --sampling.schedule.timesteps 5",
+            "only 5",
+        ),
         ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
         ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
         ("train --size 32 32 32", "--size 32 32 32"),
@@ -193,13 +197,13 @@ def test_a_run_leaves_all_its_files(finished: Path, capsys) -> None:
     gifs = {f"pictures/gif_ep{epoch}_w{w}.gif" for epoch in (0, 2) for w in ("0", "0.5", "2")}
     assert pictures == grids | gifs
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [line["seen"] for line in lines] == [16, 32, 48, 64, 80]
+    assert [line["seen"] for line in lines] == [21, 42, 63, 84]
     assert lines[0].keys() == {"step", "seen", "epoch", "loss", "lr", "images_per_second", "seconds"}
     summary = json.loads((finished / "summary.json").read_text())
-    assert (summary["steps"], summary["images_seen"]) == (12, 92)
+    assert (summary["steps"], summary["images_seen"]) == (14, 92)
     assert 50e6 < summary["peak_memory_bytes"] < 4e9
     with Image.open(finished / "pictures/image_ep2_w0.png") as picture:
-        real = np.asarray(picture)[picture.height // 2 + 8 :]
+        real = np.asarray(picture)[picture.height // 2 + 12 :]
         assert real.mean() > 200  # dark ink on white
         assert real.min() < 20
 
@@ -222,6 +226,16 @@ def test_another_config_or_data_in_the_same_folder_is_refused(finished: Path, da
     np.savez(tmp_path / "tiny.npz", images=images, labels=np.load(data)["labels"])
     fails(capsys, train_words(tmp_path / "tiny.npz", finished), 2, "data.sha256")
     assert contents(finished) == before
+
+
+def test_what_a_killed_run_left_half_written_is_removed(data: Path, tmp_path) -> None:
+    out = tmp_path / "run"
+    assert run(train_words(data, out)) == 0
+    (out / "summary.json").unlink()
+    (out / "checkpoints/.step-1.0.tmp").mkdir()
+    (out / "pictures/.image.png.0.tmp").write_text("half")
+    assert run(train_words(data, out)) == 0
+    assert [path for path in out.rglob("*") if path.suffix == ".tmp"] == []
 
 
 def test_a_folder_of_something_else_is_left_alone(data: Path, capsys, tmp_path) -> None:

@@ -8,7 +8,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from pocketdiff.data import MAX_SIDE, MIN_SIDE
 from pocketdiff.denoiser import PARAMETERIZATIONS
@@ -16,7 +16,7 @@ from pocketdiff.frozen import Frozen
 from pocketdiff.nets import NETS, Net
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.samplers import SAMPLERS
-from pocketdiff.schedule import SCHEDULES, Karras, LogNormal, Schedule
+from pocketdiff.schedule import SCHEDULES, Karras, LogNormal, Schedule, grid
 
 if TYPE_CHECKING:
     ParameterizationName = str
@@ -52,6 +52,11 @@ class SamplingConfig(Frozen):
     schedule: AnySchedule = Karras(sigma_min=0.05)
     """Spreads the noise levels that sampling walks down."""
 
+    @model_validator(mode="after")
+    def _has_levels(self) -> "SamplingConfig":
+        grid(self.schedule, self.steps)
+        return self
+
 
 class TrainConfig(Frozen):
     """One training run. The same config and data give the same model, on the same machine bit for bit."""
@@ -62,7 +67,7 @@ class TrainConfig(Frozen):
     """Height and width to bring every image to, or one number for both; needed where the data are of mixed size."""
     seed: int = 0
     """Decides the first weights, the order of the images and every draw of noise."""
-    images: int = Field(150_000, ge=1)
+    images: int = Field(120_000, ge=1)
     """Length of the run: how many images are seen, repeats counted."""
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
@@ -99,17 +104,24 @@ class TrainConfig(Frozen):
     """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
     gifs_every: int | None = Field(None, ge=1)
     """Epochs between two sets of GIFs; by default so many that a run has at most two. One set always ends it."""
+    gif_steps: int = Field(30, ge=1, le=100_000)
+    """Steps from noise to digits in GIFs: the eye wants more of them than a sampler needs."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """The guidance strengths w = scale - 1 that pictures are drawn for."""
 
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""
 
+    @model_validator(mode="after")
+    def _has_levels(self) -> "TrainConfig":
+        grid(self.sampling.schedule, self.gif_steps)
+        return self
+
 
 PRESETS: dict[str, TrainConfig] = {
     # Measured figures stand in docs/results.md, with the commands that give them.
     "quick": TrainConfig(images=30_000),
-    "laptop": TrainConfig(images=130_000),
+    "laptop": TrainConfig(images=120_000),
     # Not yet measured on a GPU.
     "gpu": TrainConfig(
         images=6_000_000,

@@ -47,6 +47,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     _flush_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed had begun to write in a folder or below it."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 

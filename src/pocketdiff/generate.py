@@ -94,8 +94,7 @@ class DiffusionModel:
             sampling: Sampler, steps, scale and schedule; by default the config's own.
 
         Raises:
-            RequestError: If a label is none of the classes, labels and seeds are not equally many, or the schedule has
-                fewer levels than ``steps``.
+            RequestError: If a label is none of the classes, or labels and seeds are not equally many.
         """
         sampling = sampling or self.config.sampling
         wanted, keys = _integers(labels), _integers(seeds)
@@ -105,10 +104,7 @@ class DiffusionModel:
             raise RequestError(
                 f"label {strange[0]} is none of the {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
             )
-        try:
-            sigmas = grid(sampling.schedule, sampling.steps)
-        except ValueError as error:
-            raise RequestError(str(error)) from error
+        sigmas = grid(sampling.schedule, sampling.steps)
         x = self.start(keys, sigmas[0])
         denoise = guide(
             self.denoiser.eval(), torch.tensor(wanted, dtype=torch.long, device=self.device), sampling.scale
@@ -138,15 +134,22 @@ class DiffusionModel:
         for at in range(0, len(labels), CHUNK):
             for step in self.steps(labels[at : at + CHUNK], seeds[at : at + CHUNK], sampling):
                 x = step.x
-            if not x.isfinite().all():
-                raise SamplingError(
-                    "the network gives values that are not finite; train it again, with a lower learning rate"
-                )
-            chunks.append(to_uint8(x).cpu())
+            chunks.append(to_pixels(x))
         shape = (0, self.info.channels, self.info.height, self.info.width)
         return torch.cat(chunks) if chunks else torch.empty(shape, dtype=torch.uint8)
 
     __call__ = generate
+
+
+def to_pixels(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    """A sampler's result as bytes on the CPU.
+
+    Raises:
+        SamplingError: If a value is not finite.
+    """
+    if not x.isfinite().all():
+        raise SamplingError("the network gives values that are not finite; train it again, with a lower learning rate")
+    return to_uint8(x).cpu()
 
 
 def _integers(values: Int[Tensor, " n"] | Sequence[int]) -> list[int]:

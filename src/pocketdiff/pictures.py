@@ -9,23 +9,23 @@ from PIL import Image
 from torch import Tensor
 
 from pocketdiff.config import SamplingConfig
-from pocketdiff.data import to_uint8
-from pocketdiff.generate import DiffusionModel
+from pocketdiff.generate import DiffusionModel, to_pixels
 from pocketdiff.schedule import grid
 
 Pixels = UInt8[Tensor, "n c h w"]
 _GAP = 2
-_WIDTH = 560
-"""Small grids are enlarged, by a whole factor, to about this many pixels."""
+_GREYS = 17
+"""Distance between two greys of a GIF: sixteen are enough, and noise of few greys takes half the room."""
 
 
-def tile(images: Pixels, columns: int, ink: bool) -> Image.Image:
+def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
     """A grid of images, row by row, on white.
 
     Args:
         images: Bytes; grey or RGB.
         columns: Images in a row.
         ink: Whether to turn light on dark into dark on light.
+        zoom: How many pixels of the picture, each way, a pixel of the images takes.
     """
     n, channels, height, width = images.shape
     rows = -(-n // columns)
@@ -38,7 +38,6 @@ def tile(images: Pixels, columns: int, ink: bool) -> Image.Image:
         left = _GAP + index % columns * (width + _GAP)
         canvas[:, top : top + height, left : left + width] = image
     picture = Image.fromarray(canvas.permute(1, 2, 0).squeeze(-1).numpy())
-    zoom = max(1, _WIDTH // picture.width)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
@@ -62,9 +61,10 @@ def png(picture: Image.Image) -> bytes:
 
 
 def gif(frames: list[Image.Image]) -> bytes:
-    """Frames as the bytes of an endless GIF, which rests on the last one."""
+    """Frames as the bytes of an endless GIF of a few seconds, which rests on the last one."""
     buffer = io.BytesIO()
-    durations = [max(40, 1500 // len(frames))] * (len(frames) - 1) + [2000]
+    frames = [frame.point(lambda value: round(value / _GREYS) * _GREYS) for frame in frames]
+    durations = [max(40, 2500 // len(frames))] * (len(frames) - 1) + [2000]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return buffer.getvalue()
 
@@ -79,7 +79,7 @@ def denoising(
     sigma_max = grid(sampling.schedule, sampling.steps)[0]
     states = [(sigma_max, model.start(seeds, sigma_max))]
     states += [(step.sigma, step.x) for step in model.steps(labels, seeds, sampling)]
-    return [to_uint8(x / (1 + sigma**2) ** 0.5).cpu() for sigma, x in states]
+    return [to_pixels(x / (1 + sigma**2) ** 0.5) for sigma, x in states]
 
 
 def health(images: Pixels) -> str | None:

@@ -78,7 +78,8 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, PocketdiffError):
             return _fail(str(error), error.status)
         if isinstance(error, OSError):
-            return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+            place = f"{error.filename}: " if error.filename else ""
+            return _fail(f"{place}{error.strerror or error}", 1)
         return _fail(f"an unforeseen {type(error).__name__} ({error}); --debug shows where", 1)
 
 

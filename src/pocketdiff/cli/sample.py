@@ -16,6 +16,9 @@ from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.generate import CHUNK, DiffusionModel
 
+ZOOM = 2
+"""How much grids and GIFs are enlarged."""
+
 DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file
 has it, which is what scores best for its preset."""
 
@@ -125,14 +128,14 @@ class Job:
 
 
 def _write_png(job: Job, out: Path) -> None:
-    write_file(out, pictures.png(pictures.tile(job.images(), job.columns, job.ink)))
+    write_file(out, pictures.png(pictures.tile(job.images(), job.columns, job.ink, ZOOM)))
 
 
 def _write_gif(job: Job, out: Path) -> None:
     if len(job.labels) > CHUNK:
         raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
     frames = pictures.denoising(job.model, job.labels, job.seeds, job.sampling)
-    write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink) for frame in frames]))
+    write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink, ZOOM) for frame in frames]))
 
 
 def _write_npz(job: Job, out: Path) -> None:

@@ -16,7 +16,7 @@ from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.records import MetricsLog, summarize
 from pocketdiff.config import PRESETS
 from pocketdiff.data import Dataset, load_data
-from pocketdiff.files import write_file
+from pocketdiff.files import remove_leftovers, write_file
 from pocketdiff.generate import DiffusionModel
 from pocketdiff.train import Metrics, TrainState, train
 
@@ -38,6 +38,8 @@ COLUMNS = 20
 
 SHOWN = 20
 """The most classes that a run's pictures show."""
+ZOOM = 2
+"""How much a run's grids are enlarged."""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,6 +57,7 @@ def main(arguments: list[str]) -> int:
         if not _claim(out, wanted, flags.resume):
             say(f"{out} is finished and nothing was changed; its model is {out / MODEL_FILE}")
             return 0
+        remove_leftovers(out)
         run = _Run(out, wanted, data, device)
         run.restore(flags.resume)
         return run.train()
@@ -146,7 +149,7 @@ class _Run:
                     epochs = before // len(images), metrics.seen // len(images)
                     grids, gifs = _due(epochs, self.pictures_every), _due(epochs, self.gifs_every)
                     if (grids or gifs) and not last:
-                        self._draw(grids, gifs)
+                        self._draw(epochs[1] - 1, grids, gifs)
                     if last or stop.asked or before // every < metrics.seen // every:
                         saved = checkpoint.save_checkpoint(
                             self.out, self.state, self.run_config, self.training_seconds, self.other_seconds
@@ -170,25 +173,27 @@ class _Run:
             left = time.perf_counter()
             self.other_seconds += left - entered
 
-    def _draw(self, grids: bool, gifs: bool) -> list[Path]:
+    def _draw(self, epoch: int, grids: bool, gifs: bool) -> list[Path]:
         """Draws generated images over real ones, and the denoising, for each guidance strength; the paths written."""
         folder = self.out / "pictures"
         folder.mkdir(exist_ok=True)
         columns = min(len(self.model.classes), SHOWN)
         labels = list(range(columns)) * ROWS
-        ink, epoch = self.data.info.ink, (self.state.seen - 1) // len(self.data.train)
-        real = pictures.tile(self.data.train.first_of_each(labels), columns, ink)
+        seeds, ink = range(len(labels)), self.data.info.ink
+        real = pictures.tile(self.data.train.first_of_each(labels), columns, ink, ZOOM)
         written = []
         for w in self.config.guidance_strengths:
             sampling = self.config.sampling.model_copy(update={"scale": 1 + w})
-            frames = pictures.denoising(self.model, labels, range(len(labels)), sampling)
-            if fault := pictures.health(frames[-1]):
-                warn(fault)
-            grid = pictures.tile(frames[-1], columns, ink)
             if grids:
+                images = self.model.generate(labels, seeds, sampling)
+                if fault := pictures.health(images):
+                    warn(fault)
                 written.append(folder / f"image_ep{epoch}_w{w:g}.png")
+                grid = pictures.tile(images, columns, ink, ZOOM)
                 write_file(written[-1], pictures.png(pictures.over(grid, real)))
             if gifs:
+                slower = sampling.model_copy(update={"steps": self.config.gif_steps})
+                frames = pictures.denoising(self.model, labels, seeds, slower)
                 written.append(folder / f"gif_ep{epoch}_w{w:g}.gif")
                 write_file(written[-1], pictures.gif([pictures.tile(frame, columns, ink) for frame in frames]))
         return written
@@ -196,7 +201,8 @@ class _Run:
     def _finish(self) -> None:
         """The last pictures, the model file, and the summary, which marks the run as finished."""
         began = time.perf_counter()
-        written = self._draw(grids=True, gifs=True)
+        epoch = (self.state.seen - 1) // len(self.data.train)
+        written = self._draw(epoch, grids=True, gifs=True)
         model = self.out / MODEL_FILE
         checkpoint.save_model(model, self.state.ema, self.run_config)
         self.other_seconds += time.perf_counter() - began
