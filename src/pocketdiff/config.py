@@ -67,7 +67,7 @@ class TrainConfig(Frozen):
     """Height and width to bring every image to, or one number for both; needed where the data are of mixed size."""
     seed: int = 0
     """Decides the first weights, the order of the images and every draw of noise."""
-    images: int = Field(120_000, ge=1)
+    images: int = Field(100_000, ge=1)
     """Length of the run: how many images are seen, repeats counted."""
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
@@ -121,7 +121,7 @@ class TrainConfig(Frozen):
 PRESETS: dict[str, TrainConfig] = {
     # Measured figures stand in docs/results.md, with the commands that give them.
     "quick": TrainConfig(images=30_000),
-    "laptop": TrainConfig(images=120_000),
+    "laptop": TrainConfig(),
     # Not yet measured on a GPU.
     "gpu": TrainConfig(
         images=6_000_000,
