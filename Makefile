@@ -3,7 +3,7 @@
 
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test format clean
 
 demo: .venv/.ready
 	$(BIN)/pocketdiff train --preset laptop

@@ -105,6 +105,28 @@ def test_weights_that_are_not_finite_are_never_saved(state, tiny_run, tmp_path) 
     assert list(first.parent.iterdir()) == [first]
 
 
+def test_what_a_user_keeps_beside_the_checkpoints_stays(state, tiny_run, tmp_path) -> None:
+    first = checkpoint.save_checkpoint(tmp_path, state, tiny_run)
+    (first.parent / ".DS_Store").write_bytes(b"")
+    first.with_name("best").mkdir()
+    state.step += 1
+    second = checkpoint.save_checkpoint(tmp_path, state, tiny_run)
+    assert {path.name for path in second.parent.iterdir()} == {second.name, ".DS_Store", "best"}
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/etc", "..", "", "a\\b", "two\nlines"])
+def test_a_class_name_that_leads_elsewhere_is_refused(name, model: Path, tmp_path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(model, "pt") as file:
+        about = json.loads(file.metadata()["pocketdiff"])
+    about["data"]["classes"][0] = name
+    path = tmp_path / "changed.safetensors"
+    save_file(load_file(model), path, {"pocketdiff": json.dumps(about)})
+    with pytest.raises(CheckpointError):
+        checkpoint.load(path)
+
+
 def test_a_checkpoint_of_another_run_is_refused(state, tiny_run, tmp_path) -> None:
     path = checkpoint.save_checkpoint(tmp_path, state, tiny_run)
     other = RunConfig(train=tiny_run.train.model_copy(update={"seed": 3, "muon_lr": 0.5}), data=tiny_run.data)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_every_verb_has_help_with_examples(verb: str, capsys) -> None:
     with pytest.raises(SystemExit) as left:
         run([verb, "--help"])
     assert left.value.code == 0
-    assert f"pocketdiff {verb} runs/" in capsys.readouterr().out or verb == "train"
+    assert re.search(rf"^examples?:\n  pocketdiff {verb} ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_train_help_has_a_flag_for_every_field_with_its_description(capsys) -> None:
@@ -156,10 +157,11 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("train --schedule.sigma-min 100", "sigma_min (100) must be below sigma_max (80)"),
         ("train --schedule.kind wavy", "--schedule.kind wavy"),
         ("train --schedule.rho 3", "--schedule.rho 3"),
-        (
-            "train --steps 6 --gif-steps 5 --sampling.schedule.kind discrete_beta --sampling.schedule.timesteps 5",
-            "only 5",
-        ),
+        ("train --schedule.kind karras --schedule.rho 0.001", "not finite and above 0"),
+        ("train --schedule.kind discrete_beta --schedule.beta-end 0.95", "not finite and above 0"),
+        ("train --sampling.schedule.kind discrete_beta --sampling.schedule.timesteps 5", "has only 5 noise levels"),
+        ("train --device meta", "no such device"),
+        ("train --out /dev/null/x", "take another --out"),
         ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
         ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
         ("train --size 32 32 32", "--size 32 32 32"),
@@ -197,7 +199,7 @@ def test_a_run_leaves_all_its_files(finished: Path, capsys) -> None:
     gifs = {f"pictures/gif_ep{epoch}_w{w}.gif" for epoch in (0, 2) for w in ("0", "0.5", "2")}
     assert pictures == grids | gifs
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [line["seen"] for line in lines] == [21, 42, 63, 84]
+    assert [line["seen"] for line in lines] == [21, 42, 63, 84, 92]
     assert lines[0].keys() == {"step", "seen", "epoch", "loss", "lr", "images_per_second", "seconds"}
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["steps"], summary["images_seen"]) == (14, 92)
@@ -243,6 +245,52 @@ def test_a_folder_of_something_else_is_left_alone(data: Path, capsys, tmp_path) 
     fails(capsys, train_words(data, tmp_path), 2, "holds files that are no run")
     fails(capsys, train_words(data, tmp_path / "thesis.txt"), 2, "is a file")
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_never_begins_a_new_run(data: Path, tmp_path) -> None:
+    assert run(train_words(data, tmp_path / "run", "--resume", "never")) == 0
+
+
+def test_a_spoilt_line_of_metrics_does_not_stop_a_resume(data: Path, finished: Path, tmp_path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "summary.json").unlink()
+    (out / "metrics.jsonl").write_bytes((finished / "metrics.jsonl").read_bytes() + b'\0\xff\n[]\n{"st')
+    assert run(train_words(data, out)) == 0
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [3, 6, 9, 12, 14]
+
+
+def test_a_folder_that_only_began_to_be_a_run_is_still_free(data: Path, tmp_path) -> None:
+    (tmp_path / ".config.json.00.tmp").write_text("{")
+    assert run(train_words(data, tmp_path)) == 0
+    assert not (tmp_path / ".config.json.00.tmp").exists()
+
+
+def test_a_network_whose_code_changed_is_one_sentence(
+    data: Path, finished: Path, tmp_path, capsys, monkeypatch
+) -> None:
+    from pocketdiff.nets.unet import UNet
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "summary.json").unlink()
+    build = UNet.__init__
+
+    def changed(self, *words) -> None:
+        build(self, *words)
+        self.extra = torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(UNet, "__init__", changed)
+    fails(capsys, train_words(data, out), 2, "another version of the network's code")
+
+
+def test_an_unforeseen_error_is_still_one_line(capsys, monkeypatch) -> None:
+    def fail(words: list[str]) -> int:
+        raise RuntimeError("one\ntwo")
+
+    monkeypatch.setitem(VERBS, "fail", ("", fail))
+    fails(capsys, ["fail"], 1, "an unforeseen RuntimeError: one")
 
 
 def test_a_checkpoint_named_must_be_one(data: Path, finished: Path, capsys, tmp_path) -> None:
@@ -380,6 +428,9 @@ def test_what_is_there_is_not_overwritten(finished: Path, tmp_path, capsys) -> N
         assert run(words) == 0
         fails(capsys, words, 2, "--overwrite")
         assert run([*words, "--overwrite", "--seed", "9"]) == 0
+    fails(capsys, ["sample", str(finished), "--seed", "-1", "--out", str(tmp_path / "b.png")], 2, "--seed -1")
+    fails(capsys, ["sample", str(finished), "--seed", str(2**63), "--out", str(tmp_path / "b.npz")], 2, "2^63")
+    fails(capsys, ["sample", str(finished), "--labels", "", "--out", str(tmp_path / "b.png")], 2, "no class ''")
     (tmp_path / "folder").mkdir()
     words = ["sample", str(finished), "--out", str(tmp_path / "folder"), "--overwrite"]
     fails(capsys, words, 2, "is a folder that is there already")
@@ -423,6 +474,13 @@ def test_labels_by_name_with_dashes_and_by_index() -> None:
     assert parse_labels("0-1,t-shirt", classes) == [0, 1, 2]
 
 
+def test_a_number_that_names_a_class_is_never_an_index() -> None:
+    letters = ("1", "2", "3")  # EMNIST's labels begin at 1
+    assert parse_labels("1-3", letters) == [0, 1, 2]
+    with pytest.raises(UsageError, match="no class '0-2'"):
+        parse_labels("0-2", letters)
+
+
 @pytest.mark.parametrize("text", ["", ",", "10", "-1", "0-10", "5-3", "cat", "1.5", "²"])
 def test_labels_that_are_none_are_named(text: str) -> None:
     with pytest.raises(UsageError, match="there is no class"):
@@ -431,7 +489,7 @@ def test_labels_that_are_none_are_named(text: str) -> None:
 
 @given(st.text(alphabet="0123456789-,ab ", max_size=12))
 def test_any_list_of_labels_gives_labels_or_a_sentence(text: str) -> None:
-    classes = ("a", "b", "a-b", "12")
+    classes = ("a", "b", "a-b", "c")
     try:
         labels = parse_labels(text, classes)
     except UsageError:
@@ -444,4 +502,4 @@ def test_info_says_what_a_model_is(finished: Path, capsys) -> None:
     assert run(["info", str(finished)]) == 0
     out = capsys.readouterr().out
     assert "28 x 28, grey, 10 classes: 0, 1, 2" in out
-    assert '"muon_lr": 0.02' in out
+    assert '"muon_lr": 0.015' in out

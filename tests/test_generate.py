@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
@@ -57,6 +58,16 @@ def test_generate_is_the_last_of_steps(model: DiffusionModel) -> None:
 def test_the_start_has_a_noisy_images_variance(model: DiffusionModel) -> None:
     start = model.start(range(200), 2.0)
     assert start.std().item() == pytest.approx((4 + model.config.sigma_data**2) ** 0.5, rel=0.01)
+
+
+def test_numpys_numbers_are_numbers(model: DiffusionModel) -> None:
+    labels, seeds = np.array([3, 4]), np.array([7, 8])
+    assert torch.equal(model(labels, seeds), model([3, 4], [7, 8]))
+
+
+def test_labels_and_seeds_must_be_equally_many_in_every_batch(model: DiffusionModel) -> None:
+    with pytest.raises(RequestError, match="256 labels but 300 seeds"):
+        model([0] * 256, range(300))
 
 
 def test_an_image_function(model: DiffusionModel) -> None:

@@ -107,6 +107,21 @@ def test_ancestral_beta_is_ddpm_algorithm_2_with_variance_beta() -> None:
         torch.testing.assert_close(step.x * alpha_bar[t - 1].sqrt(), ddpm, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ancestral_is_ddim_with_eta(eta: float) -> None:
+    """Song et al. 2020, equations 12 and 16."""
+    alpha_bar, sigmas = chain()
+    ddim = draw(15)
+    steps = ancestral(gaussian, ddim / alpha_bar[-1].sqrt(), sigmas, draw, eta=eta)
+    for index, (t, step) in enumerate(zip(range(50, 0, -1), steps, strict=True)):
+        now, before = alpha_bar[t], alpha_bar[t - 1]
+        noise = eta * ((1 - before) / (1 - now)).sqrt() * (1 - now / before).sqrt()
+        eps = eps_of(ddim, now)
+        x0 = (ddim - (1 - now).sqrt() * eps) / now.sqrt()
+        ddim = before.sqrt() * x0 + (1 - before - noise**2).sqrt() * eps + noise * draw(index)
+        torch.testing.assert_close(step.x * before.sqrt(), ddim, rtol=1e-9, atol=1e-9)
+
+
 def test_ancestral_without_noise_is_euler() -> None:
     sigmas = grid(Karras(), 10)
     x = 80 * draw(5)
@@ -205,6 +220,8 @@ def test_no_generator_leaks_its_grad_mode(name: str, leave: int) -> None:
 
 
 NET = UNetConfig(widths=(8,), blocks=1, embedding=16).build(1, 10)
+for weight in NET.parameters():  # a new network's output is all zeros
+    torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -215,8 +232,9 @@ def test_every_combination_is_finite(schedule: str, parameterization: str, sampl
     label = torch.tensor([3, 10])
     for steps in (1, 2, 18):
         sigmas = grid(SCHEDULES[schedule](), steps)
-        x = (draw(12, 2)[..., :1, :1] * sigmas[0]).float().expand(-1, -1, 16, 16)
-        *_, last = SAMPLERS[sampler](guide(denoiser, label, 1.5), x, sigmas, lambda _, x=x: torch.zeros_like(x))  # type: ignore[misc]
+        x = (draw(12, 2).repeat(1, 1, 4, 4) * sigmas[0]).float()
+        noise = [draw(step, 2).repeat(1, 1, 4, 4).float() for step in range(steps)]
+        *_, last = SAMPLERS[sampler](guide(denoiser, label, 1.5), x, sigmas, noise.__getitem__)
         assert last.x.isfinite().all()
         assert last.sigma == 0.0
 

@@ -119,6 +119,11 @@ def test_more_steps_than_levels_is_an_error() -> None:
         grid(Karras(), 0)
 
 
+def test_levels_too_close_for_floats_are_an_error() -> None:
+    with pytest.raises(ValueError, match="noise levels"):
+        grid(Flow(sigma_min=1.0, sigma_max=1.0000000000000002), 18)
+
+
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 64), st.floats(1e-4, 0.5), st.floats(1.0, 1e4))
 def test_every_range_gives_a_falling_grid(kind: str, steps: int, low: float, high: float) -> None:
     schedule: Schedule
@@ -128,7 +133,9 @@ def test_every_range_gives_a_falling_grid(kind: str, steps: int, low: float, hig
     assert all(math.isfinite(sigma) for sigma in sigmas)
 
 
-@pytest.mark.parametrize("wrong", [{"sigma_min": 0}, {"sigma_min": 2, "sigma_max": 1}, {"rho": -1}, {"unknown": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"sigma_min": 0}, {"sigma_min": 2, "sigma_max": 1}, {"rho": -1}, {"unknown": 1}, {"rho": 1e-3}]
+)
 def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Karras(**wrong)

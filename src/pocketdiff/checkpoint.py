@@ -1,4 +1,4 @@
-"""Run folders, checkpoints and model files: safetensors and JSON, nothing pickled, every byte under a SHA-256.
+"""Run folders, checkpoints and model files: safetensors and JSON, nothing pickled, all tensors under a SHA-256.
 
 A checkpoint gets its name only when it is whole, its manifest is written last, and the one before it goes only after it
 has been read back. A model file carries its config and needs nothing beside it.
@@ -117,7 +117,7 @@ def save_checkpoint(
         )  # fmt: skip
         write_file(folder / _MANIFEST, manifest.model_dump_json(indent=2))
     verify_checkpoint(path)
-    for other in path.parent.iterdir():
+    for other in path.parent.glob("step-*"):
         if other != path:
             shutil.rmtree(other)
     return path
@@ -163,17 +163,22 @@ def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Mani
     """Puts a checkpoint's weights, EMA, optimizers and position into a new state.
 
     Raises:
-        CheckpointError: If it does not verify, or is of a run with another config.
+        CheckpointError: If it does not verify, or is of a run with another config or another version of the network.
     """
     manifest = verify_checkpoint(path)
     if differences := manifest.config.differences(config):
         raise CheckpointError(f"{path}: is of a run that differs in {', '.join(differences)}; take one of this run")
-    state.denoiser.load_state_dict(safetensors.torch.load_file(path / "denoiser.safetensors"))
-    state.ema.load_state_dict(safetensors.torch.load_file(path / "ema.safetensors"))
     parameters = dict(state.denoiser.named_parameters())
-    for slot, tensor in safetensors.torch.load_file(path / "optimizers.safetensors").items():
-        number, name, key = slot.split("/")
-        state.optimizers[int(number)].state[parameters[name]][key] = _laid_out_as(parameters[name], tensor)
+    try:
+        state.denoiser.load_state_dict(safetensors.torch.load_file(path / "denoiser.safetensors"))
+        state.ema.load_state_dict(safetensors.torch.load_file(path / "ema.safetensors"))
+        for slot, tensor in safetensors.torch.load_file(path / "optimizers.safetensors").items():
+            number, name, key = slot.split("/")
+            state.optimizers[int(number)].state[parameters[name]][key] = _laid_out_as(parameters[name], tensor)
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: was saved by another version of the network's code; take a new --out"
+        ) from error
     state.step, state.seen = manifest.step, manifest.seen
     return manifest
 

@@ -64,7 +64,6 @@ def _flush_folder(path: Path) -> None:
     """Makes a rename last; Windows cannot open folders and needs no such call."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # Some mounts cannot; the file itself is flushed.
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)

@@ -1,7 +1,9 @@
 """From labels and seeds to images: a denoiser with all that sampling needs bound to it."""
 
 from collections.abc import Iterator, Sequence
+from operator import index
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -17,6 +19,8 @@ from pocketdiff.schedule import Schedule, grid
 
 CHUNK = 256
 """The most images drawn at once, which bounds the memory."""
+
+Integers = Int[Tensor, " n"] | Int[np.ndarray, " n"] | Sequence[int]
 
 
 class RequestError(PocketdiffError):
@@ -82,8 +86,8 @@ class DiffusionModel:
 
     def steps(
         self,
-        labels: Int[Tensor, " n"] | Sequence[int],
-        seeds: Int[Tensor, " n"] | Sequence[int],
+        labels: Integers,
+        seeds: Integers,
         sampling: SamplingConfig | None = None,
     ) -> Iterator[Step]:
         """Draws images and yields the state after every step; all n images are in memory at once.
@@ -98,8 +102,7 @@ class DiffusionModel:
         """
         sampling = sampling or self.config.sampling
         wanted, keys = _integers(labels), _integers(seeds)
-        if len(wanted) != len(keys):
-            raise RequestError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
+        _check_equally_many(wanted, keys)
         if strange := [label for label in wanted if not 0 <= label <= len(self.classes)]:
             raise RequestError(
                 f"label {strange[0]} is none of the {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
@@ -110,15 +113,15 @@ class DiffusionModel:
             self.denoiser.eval(), torch.tensor(wanted, dtype=torch.long, device=self.device), sampling.scale
         )
 
-        def noise(index: int) -> Tensor:
-            return rng.normal(0, rng.Stream.STEP + index, keys, tuple(x.shape[1:])).to(self.device)
+        def noise(step: int) -> Tensor:
+            return rng.normal(0, rng.Stream.STEP + step, keys, tuple(x.shape[1:])).to(self.device)
 
         return SAMPLERS[sampling.sampler](denoise, x, sigmas, noise)
 
     def generate(
         self,
-        labels: Int[Tensor, " n"] | Sequence[int],
-        seeds: Int[Tensor, " n"] | Sequence[int],
+        labels: Integers,
+        seeds: Integers,
         sampling: SamplingConfig | None = None,
     ) -> UInt8[Tensor, "n c h w"]:
         """Draws images, in batches of bounded memory; takes what `steps` takes.
@@ -130,9 +133,11 @@ class DiffusionModel:
             RequestError: As `steps`.
             SamplingError: If the network gives values that are not finite.
         """
+        wanted, keys = _integers(labels), _integers(seeds)
+        _check_equally_many(wanted, keys)
         chunks = []
-        for at in range(0, len(labels), CHUNK):
-            for step in self.steps(labels[at : at + CHUNK], seeds[at : at + CHUNK], sampling):
+        for at in range(0, len(wanted), CHUNK):
+            for step in self.steps(wanted[at : at + CHUNK], keys[at : at + CHUNK], sampling):
                 x = step.x
             chunks.append(to_pixels(x))
         shape = (0, self.info.channels, self.info.height, self.info.width)
@@ -152,5 +157,10 @@ def to_pixels(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
     return to_uint8(x).cpu()
 
 
-def _integers(values: Int[Tensor, " n"] | Sequence[int]) -> list[int]:
-    return values.tolist() if isinstance(values, Tensor) else list(values)
+def _check_equally_many(labels: list[int], seeds: list[int]) -> None:
+    if len(labels) != len(seeds):
+        raise RequestError(f"{len(labels)} labels but {len(seeds)} seeds; give one seed for each label")
+
+
+def _integers(values: Integers) -> list[int]:
+    return [index(value) for value in values]

@@ -77,9 +77,9 @@ def denoising(
     Shown at DDPM's scale, x / sqrt(1 + sigma^2), at which noise has unit variance.
     """
     sigma_max = grid(sampling.schedule, sampling.steps)[0]
-    states = [(sigma_max, model.start(seeds, sigma_max))]
-    states += [(step.sigma, step.x) for step in model.steps(labels, seeds, sampling)]
-    return [to_pixels(x / (1 + sigma**2) ** 0.5) for sigma, x in states]
+    first = to_pixels(model.start(seeds, sigma_max) / (1 + sigma_max**2) ** 0.5)
+    steps = model.steps(labels, seeds, sampling)
+    return [first, *(to_pixels(step.x / (1 + step.sigma**2) ** 0.5) for step in steps)]
 
 
 def health(images: Pixels) -> str | None:

@@ -21,7 +21,7 @@ class Stream(IntEnum):
     """What a draw is for. Draws of different streams are independent; a number once given never changes."""
 
     INIT = 0
-    """A network's first weights, by the parameter's position."""
+    """A network's first weights: the seed of torch's own generator."""
     SPLIT = 1
     """Which images of a data set without a test split are held out, by class."""
     ORDER = 2

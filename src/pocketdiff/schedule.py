@@ -11,7 +11,8 @@ To add a schedule, write a class with a ``kind`` and a ``__call__`` and name it 
 
 import math
 from functools import cache
-from typing import Literal
+from itertools import pairwise
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,8 +22,30 @@ from torch import Tensor
 from pocketdiff.frozen import Frozen
 
 
-class Range(Frozen):
+class _Levels(Frozen):
+    """What every schedule has: levels that are finite and positive, whatever its fields."""
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _sound(self) -> "_Levels":
+        try:
+            sigma = self(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+            sound = bool((sigma.isfinite() & (sigma > 0)).all())
+        except (OverflowError, ZeroDivisionError):
+            sound = False
+        if not sound:
+            raise ValueError("these values give noise levels that are not finite and above 0")
+        return self
+
+
+class Range(_Levels):
     """The lowest and the highest noise level; every continuous schedule runs from one to the other."""
+
+    levels: ClassVar[float] = math.inf
+    """How many noise levels there are to choose from."""
 
     sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
     """Lowest noise level, in data units."""
@@ -106,7 +129,7 @@ class Flow(Range):
         return (t / (1 - t)).to(u.dtype)
 
 
-class DiscreteBeta(Frozen):
+class DiscreteBeta(_Levels):
     """DDPM's chain of T steps: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, beta linear in t = 1..T.
 
     ``u`` falls on step ``t = 1 + floor(u T)``, so that uniform ``u`` is the paper's uniform ``t`` and the grid of T
@@ -120,6 +143,11 @@ class DiscreteBeta(Frozen):
     """beta_1, the variance of the first step's noise."""
     beta_end: float = Field(0.02, gt=0, lt=1)
     """beta_T, the variance of the last step's noise."""
+
+    @property
+    def levels(self) -> int:
+        """How many noise levels there are to choose from."""
+        return self.timesteps
 
     @property
     def sigmas(self) -> Float[Tensor, " T"]:
@@ -171,11 +199,13 @@ def grid(schedule: Schedule, steps: int) -> list[float]:
         ``steps + 1`` strictly decreasing levels, from ``sigma_max`` (u = 1) towards ``sigma_min`` (u = 0), then 0.
 
     Raises:
-        ValueError: If ``steps`` is less than 1 or more than the schedule has levels.
+        ValueError: If ``steps`` is less than 1, or so many that levels would be equal.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    sigmas = schedule(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
-    if len(set(sigmas)) < steps:
-        raise ValueError(f"steps is {steps}, but the {schedule.kind} schedule has only {len(set(sigmas))} noise levels")
-    return [*sigmas, 0.0]
+    sigmas = [*schedule(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist(), 0.0]
+    if not all(sigma > following for sigma, following in pairwise(sigmas)):
+        raise ValueError(
+            f"steps is {steps}, but the {schedule.kind} schedule has only {len(set(sigmas)) - 1} noise levels"
+        )
+    return sigmas

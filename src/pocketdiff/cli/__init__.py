@@ -80,9 +80,10 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError):
             place = f"{error.filename}: " if error.filename else ""
             return _fail(f"{place}{error.strerror or error}", 1)
-        return _fail(f"an unforeseen {type(error).__name__} ({error}); --debug shows where", 1)
+        return _fail(f"--debug shows where: an unforeseen {type(error).__name__}: {error}", 1)
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"pocketdiff: {message}", file=sys.stderr)
+    lines = message.strip().splitlines() or [""]
+    print(f"pocketdiff: {lines[0]}", file=sys.stderr)
     return status

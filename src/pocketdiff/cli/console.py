@@ -38,12 +38,28 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in {"cpu", "cuda", "mps"}:
+        raise UsageError(f"--device {name}: there is no such device; use cpu, cuda, mps or auto")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch finds no such device here; use --device cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: torch knows no such device here; use cpu or cuda") from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where they are not there yet.
+
+    Raises:
+        UsageError: If that cannot be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{path}: is a file; take another --out") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be made ({error.strerror}); take another --out") from error
 
 
 class Bar:
@@ -66,7 +82,8 @@ class Bar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.progress.stop()
+        if not self.plain:
+            self.progress.stop()
 
     def update(self, done: int, note: str = "") -> None:
         """Moves the bar to ``done``, with a note behind it."""
@@ -76,7 +93,8 @@ class Bar:
         elif time.perf_counter() - self.last_line >= _PLAIN_SECONDS:
             self.last_line = time.perf_counter()
             left = (self.last_line - self.began) / (done - self.first) * (self.total - done) if done > self.first else 0
-            print(f"{self.what} {done:,} of {self.total:,} {note}, {left:.0f} s left", file=sys.stderr, flush=True)
+            words = f"{self.what} {done:,} of {self.total:,}", note, f"{left:.0f} s left"
+            print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
 
 class Stop:
@@ -96,9 +114,12 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
+        terminal = os.isatty(2)
         if self.asked:
+            os.write(2, b"\x1b[?25h\n" if terminal else b"")  # The bar had hidden the cursor.
             os._exit(INTERRUPTED)
         self.asked = True
+        os.write(2, b"\n" * terminal + b"stopping after this step; once more to leave at once\n")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What a run writes down about itself: ``metrics.jsonl`` while it trains, ``summary.json`` at its end."""
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -30,20 +31,18 @@ class MetricsLog:
     def resume(self, step: int, seen: int, seconds: float) -> None:
         """Goes on from a step; lines of later steps are dropped, for they come again."""
         if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            write_file(
-                self.path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-            )
+            lines = self.path.read_text(errors="replace").splitlines()
+            write_file(self.path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
         self._begin(seen, seconds)
 
-    def add(self, metrics: Metrics, seconds: float) -> None:
-        """Takes a step's metrics; ``seconds`` is the time spent on training so far."""
+    def add(self, metrics: Metrics, seconds: float, last: bool) -> None:
+        """Takes a step's metrics, the time spent on training so far, and whether this step is the last."""
         self._loss += float(metrics.loss)
         self._steps += 1
         loss = self._loss / self._steps
         speed = (metrics.seen - self._seen) / max(seconds - self._seconds, 1e-9)
         self.note = f"loss {loss:.4f}, {speed:.0f} img/s"
-        if metrics.seen - self._seen >= self.every:
+        if last or metrics.seen - self._seen >= self.every:
             line = {
                 "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch, "loss": loss, "lr": metrics.lr,
                 "images_per_second": speed, "seconds": seconds,
@@ -57,6 +56,14 @@ class MetricsLog:
         self._loss, self._steps = 0.0, 0
 
 
+def _step(line: str) -> float:
+    """The step that a line tells of; beyond all steps where a power cut has spoilt it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
 def summarize(state: TrainState, training_seconds: float, other_seconds: float) -> dict[str, object]:
     """What a finished run took, and on what."""
     weights = list(state.denoiser.parameters())
@@ -68,6 +75,7 @@ def summarize(state: TrainState, training_seconds: float, other_seconds: float) 
         "other_seconds": other_seconds,
         "images_per_second": state.seen / max(training_seconds, 1e-9),
         "peak_memory_bytes": peak_memory(),
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if weights[0].is_cuda else None,
         "hardware": hardware(weights[0].device),
         "versions": {
             "python": platform.python_version(),
@@ -106,7 +114,7 @@ def hardware(device: torch.device) -> dict[str, object]:
 
 def commit() -> str | None:
     """The commit of the package's own checkout, with ``+`` if its files were changed; None if it was installed."""
-    source = Path(__file__).parent
+    source = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(source), *words]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pocketdiff import pictures
 from pocketdiff.checkpoint import load
-from pocketdiff.cli.console import Bar, pick_device, say, warn
+from pocketdiff.cli.console import Bar, make_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, SamplingConfig(), "the model file's; here, the package's own")
     flags = parser.parse(arguments)
-    per_label = flags.per_label if flags.per_label is not None else 1 if flags.labels else 4
+    per_label = flags.per_label if flags.per_label is not None else 4 if flags.labels is None else 1
     if per_label < 1:
         raise UsageError(f"--per-label {per_label}: must be at least 1")
     if flags.out.suffix not in WRITERS:
@@ -59,11 +59,13 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"{flags.out}: is a folder that is there already; take another --out")
     if flags.out.exists() and not flags.overwrite:
         raise UsageError(f"{flags.out}: is there already; take another --out, or add --overwrite")
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
 
     model = load(flags.model, pick_device(flags.device))
     sampling = apply(model.config.sampling, flags)
-    row = parse_labels(flags.labels, model.classes) if flags.labels else list(range(len(model.classes)))
+    row = list(range(len(model.classes))) if flags.labels is None else parse_labels(flags.labels, model.classes)
+    if not 0 <= flags.seed < 2**63 - len(row) * per_label:
+        raise UsageError(f"--seed {flags.seed}: must be from 0 to 2^63, less the number of images")
+    make_folder(flags.out.parent)
     job = Job(model, row * per_label, flags.seed, len(row), sampling)
     WRITERS[flags.out.suffix](job, flags.out)
     say(
@@ -96,11 +98,13 @@ def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
 
 
 def _find(word: str, classes: tuple[str, ...]) -> int | None:
-    """A class by its name, else by its index."""
+    """A class by its name; by its index where no name is a number, which could mean either."""
     word = word.strip()
     if word in classes:
         return classes.index(word)
-    return int(word) if word.isascii() and word.isdigit() and int(word) < len(classes) else None
+    if any(name.isdecimal() for name in classes) or not (word.isascii() and word.isdecimal()):
+        return None
+    return int(word) if int(word) < len(classes) else None
 
 
 class Job:
@@ -135,12 +139,16 @@ def _write_gif(job: Job, out: Path) -> None:
     if len(job.labels) > CHUNK:
         raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
     frames = pictures.denoising(job.model, job.labels, job.seeds, job.sampling)
+    if fault := pictures.health(frames[-1]):
+        warn(fault)
     write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink, ZOOM) for frame in frames]))
 
 
 def _write_npz(job: Job, out: Path) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=_arrays(job.images()), labels=np.array(job.labels), seeds=np.array(job.seeds))
+    np.savez_compressed(
+        buffer, images=_arrays(job.images()), labels=np.array(job.labels, np.int64), seeds=np.array(job.seeds, np.int64)
+    )
     write_file(out, buffer.getvalue())
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pocketdiff import checkpoint, pictures
 from pocketdiff.checkpoint import MODEL_FILE, CheckpointError, RunConfig
-from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, locked, pick_device, say, warn
+from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, locked, make_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.records import MetricsLog, summarize
 from pocketdiff.config import PRESETS
@@ -32,8 +32,6 @@ EXAMPLES = """examples:
 
 ROWS = 4
 """Rows of generated images, and of real ones, in a run's pictures."""
-COLUMNS = 20
-"""The most classes that a run's pictures show."""
 
 
 SHOWN = 20
@@ -48,19 +46,15 @@ def main(arguments: list[str]) -> int:
     config = apply(PRESETS[preset], flags)
     data = load_data(config.data, config.size, config.seed)
     name = preset if config.data == "mnist" else f"{preset}-{Path(config.data).stem}"
-    out = Path(flags.out or Path("runs") / name)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; take another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    out = Path("runs") / name if flags.out is None else Path(flags.out)
+    make_folder(out)
     with locked(out):
         wanted = RunConfig(train=config, data=data.info)
         if not _claim(out, wanted, flags.resume):
             say(f"{out} is finished and nothing was changed; its model is {out / MODEL_FILE}")
             return 0
         remove_leftovers(out)
-        run = _Run(out, wanted, data, device)
-        run.restore(flags.resume)
-        return run.train()
+        return _Run(out, wanted, data, device, flags.resume).train()
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]:
@@ -95,7 +89,7 @@ def _claim(out: Path, wanted: RunConfig, resume: str) -> bool:
     """
     found = checkpoint.read_run_config(out)
     if found is None:
-        if any(out.iterdir()):
+        if any(not child.match(".config.json.*.tmp") for child in out.iterdir()):
             raise CheckpointError(f"{out}: holds files that are no run; take another --out")
         write_file(out / "config.json", wanted.to_json())
         return True
@@ -109,7 +103,8 @@ def _claim(out: Path, wanted: RunConfig, resume: str) -> bool:
 class _Run:
     """A run's folder, its state, and its clocks, which go on where the last session's stopped."""
 
-    def __init__(self, out: Path, run_config: RunConfig, data: Dataset, device: torch.device) -> None:
+    def __init__(self, out: Path, run_config: RunConfig, data: Dataset, device: torch.device, resume: str) -> None:
+        self.resume = resume
         self.out, self.run_config, self.config, self.data = out, run_config, run_config.train, data
         self.state = TrainState.new(self.config, data.info, device)
         self.model = DiffusionModel(self.state.ema, self.config, data.info)
@@ -117,13 +112,14 @@ class _Run:
         self.training_seconds = self.other_seconds = 0.0
         self.log = MetricsLog(out / "metrics.jsonl", self.config.log_every)
         epochs = self.config.images / len(data.train)
-        self.pictures_every = self.config.pictures_every or math.ceil(epochs / 5)
-        self.gifs_every = self.config.gifs_every or math.ceil(epochs / 2)
+        self.pictures_every = self.config.pictures_every or math.ceil(epochs / 4)
+        self.gifs_every = self.config.gifs_every or math.ceil(epochs)
+        self._restore()
 
-    def restore(self, resume: str) -> None:
+    def _restore(self) -> None:
         """Goes to where the newest whole checkpoint stands, or the one asked for; to the start if there is none."""
-        path, faults = Path(resume), list[str]()
-        if resume == "auto":
+        path, faults = Path(self.resume), list[str]()
+        if self.resume in {"auto", "never"}:
             found = checkpoint.newest_checkpoint(self.out)
             if found is None:
                 self.log.resume(0, 0, 0.0)
@@ -142,23 +138,25 @@ class _Run:
         say(f"training on {self.config.images:,} images, {self.weights:,} weights, into {self.out}")
         with Stop() as stop:
             with Bar("training", self.config.images, before) as bar:
+                stopping = False
                 for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
-                    self.log.add(metrics, self.training_seconds)
+                    stopping, last = stop.asked, metrics.seen == self.config.images
+                    self.log.add(metrics, self.training_seconds, last)
                     bar.update(metrics.seen, self.log.note)
-                    last = metrics.seen == self.config.images
                     epochs = before // len(images), metrics.seen // len(images)
                     grids, gifs = _due(epochs, self.pictures_every), _due(epochs, self.gifs_every)
                     if (grids or gifs) and not last:
                         self._draw(epochs[1] - 1, grids, gifs)
-                    if last or stop.asked or before // every < metrics.seen // every:
+                    if last or stopping or before // every < metrics.seen // every:
                         saved = checkpoint.save_checkpoint(
                             self.out, self.state, self.run_config, self.training_seconds, self.other_seconds
                         )
-                    if stop.asked:
+                    if stopping:
                         break
                     before = metrics.seen
             if self.state.seen < self.config.images:
-                say(f"stopped, and saved as {saved}; the same command again goes on from there")
+                again = "the same command again" if self.resume == "auto" else "the same command with --resume auto"
+                say(f"stopped, and saved as {saved}; {again} goes on from there")
                 return INTERRUPTED
             self._finish()
         return 0
@@ -192,7 +190,8 @@ class _Run:
                 grid = pictures.tile(images, columns, ink, ZOOM)
                 write_file(written[-1], pictures.png(pictures.over(grid, real)))
             if gifs:
-                slower = sampling.model_copy(update={"steps": self.config.gif_steps})
+                steps = int(min(self.config.gif_steps, sampling.schedule.levels))
+                slower = sampling.model_copy(update={"steps": steps})
                 frames = pictures.denoising(self.model, labels, seeds, slower)
                 written.append(folder / f"gif_ep{epoch}_w{w:g}.gif")
                 write_file(written[-1], pictures.gif([pictures.tile(frame, columns, ink) for frame in frames]))
@@ -213,6 +212,8 @@ class _Run:
         say(f"trained on {self.state.seen:,} images in {self.training_seconds:.0f} s, {speed:.0f} a second; wrote")
         for path in (*written, self.log.path, summary, model):
             say(f"  {path}")
+        if len(list(model.parent.glob("pictures/*"))) > len(written):
+            say(f"  {self.out / 'pictures'} (those of earlier epochs)")
         say(f"now draw: pocketdiff sample {self.out}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from pydantic import field_validator
 from torch import Tensor
 
 from pocketdiff.data.arrays import read_npz
@@ -30,6 +31,18 @@ MIN_SIDE, MAX_SIDE = 16, 64
 """The image sizes this package is made for, in pixels."""
 
 DATASETS: dict[str, Callable[[], Source]] = {"mnist": read_mnist}
+
+
+def plain_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of classes, if they can be names of folders; a model file, which holds them, may come from a stranger.
+
+    Raises:
+        ValueError: If one is empty, leads elsewhere or cannot be printed.
+    """
+    for name in classes:
+        if not name.isprintable() or name in {"", ".", ".."} or "/" in name or "\\" in name:
+            raise ValueError(f"{name!r} cannot be the name of a class")
+    return classes
 
 
 class DataInfo(Frozen):
@@ -51,6 +64,8 @@ class DataInfo(Frozen):
     """Size of the test split."""
     sha256: str
     """Of every pixel and label: two runs with the same hash saw the same data."""
+
+    _plain_names = field_validator("classes")(plain_names)
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,10 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
     if raw.test is None:
         train, test = _split(train, seed)
     channels, height, width = train.pixels.shape[1:]
+    try:
+        plain_names(classes)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}; name it with letters and digits") from error
     info = DataInfo(
         channels=channels,
         height=height,
