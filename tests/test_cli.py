@@ -410,6 +410,15 @@ def test_colour_images_of_any_shape_train_and_sample(tmp_path, capsys) -> None:
 # Sampling
 
 
+def test_the_readmes_python_runs(finished: Path, capsys) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code.replace("runs/laptop", str(finished)), names)
+    assert names["images"].shape == (3, 1, 28, 28)  # type: ignore[attr-defined]
+    assert names["last"].x.shape == (2, 1, 28, 28)  # type: ignore[attr-defined]
+
+
 def test_sample_needs_the_model_file_alone(finished: Path, tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "moved.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -431,6 +440,8 @@ def test_what_is_there_is_not_overwritten(finished: Path, tmp_path, capsys) -> N
     fails(capsys, ["sample", str(finished), "--seed", "-1", "--out", str(tmp_path / "b.png")], 2, "--seed -1")
     fails(capsys, ["sample", str(finished), "--seed", str(2**63), "--out", str(tmp_path / "b.npz")], 2, "2^63")
     fails(capsys, ["sample", str(finished), "--labels", "", "--out", str(tmp_path / "b.png")], 2, "no class ''")
+    words = ["sample", str(finished), "--schedule.kind", "discrete_beta", "--schedule.timesteps", "2", "--steps", "3"]
+    fails(capsys, [*words, "--out", str(tmp_path / "b.png")], 2, "--schedule.timesteps 2: steps is 3, but")
     (tmp_path / "folder").mkdir()
     words = ["sample", str(finished), "--out", str(tmp_path / "folder"), "--overwrite"]
     fails(capsys, words, 2, "is a folder that is there already")

@@ -109,7 +109,7 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
 def _nearest(location: list[str], given: dict[str, Any]) -> str:
     """The flag behind a pydantic location, which also holds a kind's name, or a tuple's index, or ends too early."""
     exact = [path for path in given if all(part in location for part in path.split("."))]
-    within = [path for path in given if path.startswith(f"{location[0]}.")] if location else []
+    within = [path for path in given if not location or path.startswith(f"{location[0]}.")]
     return max(exact or within, key=len, default=".".join(location))
 
 
