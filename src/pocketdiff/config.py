@@ -113,8 +113,11 @@ class TrainConfig(Frozen):
     """How the finished model is sampled by default."""
 
 
+# Times and shares are of two CPU cores; docs/results.md has the machine and the commands.
 PRESETS: dict[str, TrainConfig] = {
+    # 65 s; 96.05% of its digits are read as their label.
     "quick": TrainConfig(images=22_000, batch=32, muon_lr=0.015, sampling=SamplingConfig(steps=6)),
+    # 253 s; 99.05%.
     "laptop": TrainConfig(),
     # Not yet measured on a GPU.
     "gpu": TrainConfig(

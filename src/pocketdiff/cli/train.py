@@ -138,7 +138,6 @@ class _Run:
         say(f"training on {self.config.images:,} images, {self.weights:,} weights, into {self.out}")
         with Stop() as stop:
             with Bar("training", self.config.images, before) as bar:
-                stopping = False
                 for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
                     stopping, last = stop.asked, metrics.seen == self.config.images
                     self.log.add(metrics, self.training_seconds, last)
