@@ -98,7 +98,7 @@ class TrainConfig(Frozen):
 
     log_every: int = Field(2_000, ge=1)
     """Images between two lines of metrics.jsonl."""
-    checkpoint_every: int = Field(10_000, ge=1)
+    checkpoint_every: int = Field(4_000, ge=1)
     """Images between two checkpoints."""
     pictures_every: int | None = Field(None, ge=1)
     """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
