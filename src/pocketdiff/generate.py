@@ -133,17 +133,21 @@ class DiffusionModel:
             RequestError: As `steps`.
             SamplingError: If the network gives values that are not finite.
         """
-        wanted, keys = _integers(labels), _integers(seeds)
-        _check_equally_many(wanted, keys)
-        chunks = []
-        for at in range(0, len(wanted), CHUNK):
-            for step in self.steps(wanted[at : at + CHUNK], keys[at : at + CHUNK], sampling):
-                x = step.x
-            chunks.append(to_pixels(x))
-        shape = (0, self.info.channels, self.info.height, self.info.width)
-        return torch.cat(chunks) if chunks else torch.empty(shape, dtype=torch.uint8)
+        empty = torch.empty(0, self.info.channels, self.info.height, self.info.width, dtype=torch.uint8)
+        return torch.cat([empty, *self.chunks(labels, seeds, sampling)])
 
     __call__ = generate
+
+    def chunks(
+        self, labels: Integers, seeds: Integers, sampling: SamplingConfig | None = None
+    ) -> Iterator[UInt8[Tensor, "m c h w"]]:
+        """What `generate` gives, batch after batch as they are drawn."""
+        wanted, keys = _integers(labels), _integers(seeds)
+        _check_equally_many(wanted, keys)
+        for at in range(0, len(wanted), CHUNK):
+            for step in self.steps(wanted[at : at + CHUNK], keys[at : at + CHUNK], sampling):
+                x = step.x  # Only the last is kept: a thousand steps would not fit.
+            yield to_pixels(x)
 
 
 def to_pixels(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:

@@ -101,7 +101,7 @@ def ema_decay(step: int, power: float) -> float:
     """How much of the moving average stays at a step (1, 2, ...): ``(1 - 1 / step) ** (power + 1)``.
 
     The average then weighs step i of t as ``(i / t) ** power``, near enough: it forgets the start however long the run,
-    and needs no warm-up, for after one step it is that step. Source: Karras et al. 2024 (EDM2), equation 3 and C.
+    and needs no warm-up, for after one step it is that step. Source: Karras et al. 2024 (EDM2), equation 3.
     """
     return (1 - 1 / step) ** (power + 1)
 

@@ -120,11 +120,9 @@ class Job:
         """All images (n, c, h, w), with a word on their health."""
         with Bar("drawing", len(self.labels)) as bar:
             chunks = []
-            for at in range(0, len(self.labels), CHUNK):
-                chunks.append(
-                    self.model.generate(self.labels[at : at + CHUNK], self.seeds[at : at + CHUNK], self.sampling)
-                )
-                bar.update(min(at + CHUNK, len(self.labels)))
+            for chunk in self.model.chunks(self.labels, self.seeds, self.sampling):
+                chunks.append(chunk)
+                bar.update(bar.done + len(chunk))
         images = torch.cat(chunks)
         if fault := pictures.health(images):
             warn(fault)

@@ -26,14 +26,12 @@ checkpoints, model.safetensors and summary.json. The same command again goes on 
 EXAMPLES = """examples:
   pocketdiff train                                      MNIST, five minutes on two cores, into runs/laptop
   pocketdiff train --preset quick --seed 1 --out runs/a
-  pocketdiff train --data photos --size 32           your own: one sub-folder of PNG or JPEG images a class
+  pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
 """
 
 ROWS = 4
 """Rows of generated images, and of real ones, in a run's pictures."""
-
-
 SHOWN = 20
 """The most classes that a run's pictures show."""
 ZOOM = 2
