@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
+from pocketdiff.schedule import Karras
 
 SHAPE = (6, 1, 4, 4)
 SIGMA = torch.logspace(-2, 2, 6, dtype=torch.float64)
@@ -32,7 +33,7 @@ X = X0 + S * EPS
 
 
 def make(parameterization: str, output: Tensor = OUTPUT, sigma_data: float = 1.0) -> Denoiser:
-    return Denoiser(Constant(output), parameterization, sigma_data, num_classes=10)
+    return Denoiser(Constant(output), parameterization, sigma_data, 10, Karras().noise_input)
 
 
 ALPHA = 1 / torch.sqrt(1 + S**2)  # sqrt(alpha_bar) of DDPM

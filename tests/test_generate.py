@@ -77,7 +77,6 @@ def test_an_image_function(model: DiffusionModel) -> None:
     assert model.generate([], []).shape == (0, 1, 28, 28)
     assert model([10], [0]).shape == (1, 1, 28, 28)  # the null label
     assert model.classes == tuple("0123456789")
-    assert model.schedule == model.config.sampling.schedule
 
 
 @pytest.mark.parametrize(

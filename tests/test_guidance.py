@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from pocketdiff.denoiser import Denoiser
 from pocketdiff.guidance import guide
+from pocketdiff.schedule import Karras
 
 X = torch.randn(4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABEL = torch.tensor([0, 1, 2, 1])
@@ -21,7 +22,7 @@ class ByLabel(nn.Module):
 
 
 def make() -> Denoiser:
-    return Denoiser(ByLabel(), "eps", 1.0, num_classes=3)
+    return Denoiser(ByLabel(), "eps", 1.0, 3, Karras().noise_input)
 
 
 def level(n: int) -> Tensor:

@@ -49,18 +49,18 @@ def test_a_tall_matrix_takes_longer_steps() -> None:
     assert torch.linalg.svdvals(weight.data).mean().item() == pytest.approx(2.0, rel=0.2)
 
 
-def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
+def test_hidden_matrices_go_to_muon_and_the_rest_to_adam() -> None:
     net = UNetConfig(widths=(8, 16), blocks=1, embedding=16).build(1, 10)
-    muon, adamw = make_optimizers(net, 0.02, 0.003)
+    muon, adam = make_optimizers(net, 0.02, 0.003)
     names = {parameter: name for name, parameter in net.named_parameters()}
     hidden = {names[p] for group in muon.param_groups for p in group["params"]}
-    rest = {names[p] for group in adamw.param_groups for p in group["params"]}
+    rest = {names[p] for group in adam.param_groups for p in group["params"]}
     assert hidden | rest == set(names.values())
     assert not hidden & rest
     assert all(name.endswith(".weight") and name.startswith("levels.") for name in hidden)
     assert {"levels.down.0.conv1.weight", "levels.down.0.modulate.weight", "levels.shrink.weight"} <= hidden
     assert {"first.weight", "last.2.weight", "embedding.label.weight", "levels.down.0.conv1.bias"} <= rest
-    assert [group["peak_lr"] for optimizer in (muon, adamw) for group in optimizer.param_groups] == [0.02, 0.003]
+    assert [group["peak_lr"] for optimizer in (muon, adam) for group in optimizer.param_groups] == [0.02, 0.003]
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:

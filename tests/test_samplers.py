@@ -228,7 +228,7 @@ for weight in NET.parameters():  # a new network's output is all zeros
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_combination_is_finite(schedule: str, parameterization: str, sampler: str) -> None:
-    denoiser = Denoiser(NET, parameterization, TrainConfig().sigma_data, 10)
+    denoiser = Denoiser(NET, parameterization, TrainConfig().sigma_data, 10, SCHEDULES[schedule]().noise_input)
     label = torch.tensor([3, 10])
     for steps in (1, 2, 18):
         sigmas = grid(SCHEDULES[schedule](), steps)

@@ -4,6 +4,7 @@ A config is frozen and strict, holds plain values, and lies as JSON in the run's
 command line makes a flag of every field.
 """
 
+import math
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,9 +15,10 @@ from pocketdiff.data import MAX_SIDE, MIN_SIDE
 from pocketdiff.denoiser import PARAMETERIZATIONS
 from pocketdiff.frozen import Frozen
 from pocketdiff.nets import NETS, Net
+from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.samplers import SAMPLERS
-from pocketdiff.schedule import SCHEDULES, Karras, LogNormal, Schedule, grid
+from pocketdiff.schedule import SCHEDULES, DiscreteBeta, Karras, LogNormal, Schedule, grid
 
 if TYPE_CHECKING:
     ParameterizationName = str
@@ -27,8 +29,7 @@ else:  # What a config may name is what the registries hold.
     ParameterizationName = Literal[tuple(PARAMETERIZATIONS)]
     SamplerName = Literal[tuple(SAMPLERS)]
     AnySchedule = Annotated[reduce(or_, SCHEDULES.values()), Field(discriminator="kind")]
-    AnyNet = Annotated[reduce(or_, NETS.values()), Field(discriminator="kind")] if len(NETS) > 1 else Net
-
+    AnyNet = Annotated[reduce(or_, NETS.values()), Field(discriminator="kind")]
 
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 
@@ -45,17 +46,29 @@ class SamplingConfig(Frozen):
 
     sampler: SamplerName = "dpmpp_2m"
     """The rule for each step."""
-    steps: int = Field(10, ge=1, le=100_000)
-    """Number of steps; each costs one denoiser call (heun: two)."""
+    steps: int | None = Field(10, ge=1, le=100_000)
+    """Number of steps, each of one denoiser call (heun: two); none: as many as the schedule has levels."""
     scale: float = Field(1.5, ge=0, allow_inf_nan=False)
     """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
-    schedule: AnySchedule = Karras(sigma_min=0.05)
-    """Spreads the noise levels that sampling walks down."""
+    schedule: AnySchedule | None = Karras(sigma_min=0.05)
+    """Spreads the noise levels that sampling walks down; none: the one that the model was trained with."""
 
     @model_validator(mode="after")
     def _has_levels(self) -> "SamplingConfig":
-        grid(self.schedule, self.steps)
+        if self.schedule is not None:
+            self.grid(self.schedule)
         return self
+
+    def grid(self, trained: Schedule) -> list[float]:
+        """The noise levels that sampling walks down, for a model that was trained with the schedule ``trained``.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        schedule = self.schedule or trained
+        if self.steps is None and schedule.levels == math.inf:
+            raise ValueError(f"steps is none, but the {schedule.kind} schedule has no number of levels of its own")
+        return grid(schedule, int(schedule.levels if self.steps is None else self.steps))
 
 
 class TrainConfig(Frozen):
@@ -67,10 +80,14 @@ class TrainConfig(Frozen):
     """Height and width to bring every image to, or one number for both; needed where the data are of mixed size."""
     seed: int = 0
     """Decides the first weights, the order of the images and every draw of noise."""
-    images: int = Field(100_000, ge=1)
+    images: int | None = Field(100_000, ge=1)
     """Length of the run: how many images are seen, repeats counted."""
+    epochs: int | None = Field(None, ge=1)
+    """Length of the run in passes over the data, in place of images; each pass then ends with a smaller batch."""
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
+    black: float = Field(-1.0, ge=-1, le=0)
+    """What a black pixel is in data units, where a white one is 1."""
 
     net: AnyNet = UNetConfig()
     """The network."""
@@ -80,17 +97,23 @@ class TrainConfig(Frozen):
     """The data's standard deviation, in data units; flow does without it, and 1 gives DDPM's own scaling."""
     schedule: AnySchedule = LogNormal()
     """Spreads the noise levels that training draws."""
+    even_levels: bool = True
+    """Whether the noise levels of successive images are spread evenly, which steadies the loss, or independent."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the images that are learned without their label, which guidance needs."""
 
-    muon_lr: float = Field(0.02, gt=0, allow_inf_nan=False)
-    """Peak learning rate of Muon, for the hidden convolutions and matrices."""
-    adamw_lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
-    """Peak learning rate of AdamW, for all else."""
+    muon_lr: float | None = Field(0.02, gt=0, allow_inf_nan=False)
+    """Peak learning rate of Muon, for the hidden convolutions and matrices; none leaves them to Adam."""
+    adam_lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    """Peak learning rate of Adam, for all else."""
+    adam_beta2: float = Field(0.99, ge=0, lt=1)
+    """How much of Adam's mean of squared gradients stays at a step."""
     warmup: float = Field(0.02, ge=0, lt=1)
     """Share of the run in which the learning rate rises; it falls to zero, linearly, in the rest."""
-    ema: float = Field(17.0, ge=0, allow_inf_nan=False)
-    """Power of the weights' moving average: step i of t counts as (i / t) ** ema; 0 is the plain mean."""
+    lr_by_epoch: bool = False
+    """Whether the learning rate changes only from one epoch to the next, instead of with every step."""
+    ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
+    """Power of the weights' moving average: step i of t counts as (i / t) ** ema; 0: plain mean; none: no average."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the network's matrix work in bfloat16; weights and optimizer stay in fp32."""
     compile: bool = False
@@ -104,13 +127,36 @@ class TrainConfig(Frozen):
     """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
     gifs_every: int | None = Field(None, ge=1)
     """Epochs between two sets of GIFs; by default so many that a run has at most two. One set always ends it."""
-    gif_steps: int = Field(30, ge=1, le=100_000)
-    """Steps from noise to digits in GIFs, where the schedule has so many: the eye wants more than a sampler needs."""
+    gif_steps: int | None = Field(30, ge=1, le=100_000)
+    """Steps from noise to digits in GIFs, where the schedule has so many, for the eye wants more than a sampler needs;
+    none: as many as sampling takes."""
+    gif_stride: int | None = Field(None, ge=1)
+    """Where steps are many, GIFs keep what every so manieth leaves, counted from the last, with the first and the last
+    seven; none: all."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """The guidance strengths w = scale - 1 that pictures are drawn for."""
 
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length_in_epochs(cls, given: Any) -> Any:
+        """Epochs take the place of the default number of images."""
+        if isinstance(given, dict) and given.get("epochs") is not None and "images" not in given:
+            return {**given, "images": None}
+        return given
+
+    @model_validator(mode="after")
+    def _sound(self) -> "TrainConfig":
+        if (self.images is None) == (self.epochs is None):
+            raise ValueError("the length is told in images or in epochs: give one of them, and not both")
+        self.sampling.grid(self.schedule)
+        return self
+
+    def length(self, n: int) -> int:
+        """How many images the run sees, repeats counted, of ``n`` that there are."""
+        return self.epochs * n if self.epochs else self.images or 0
 
 
 # Times and shares are of two CPU cores; docs/results.md has the machine and the commands.
@@ -119,6 +165,32 @@ PRESETS: dict[str, TrainConfig] = {
     "quick": TrainConfig(images=22_000, batch=32, muon_lr=0.015, sampling=SamplingConfig(steps=6)),
     # 253 s; 99.05%.
     "laptop": TrainConfig(),
+    # The original experiment, each figure its own: docs/ddpm.md. A day and a half on two cores; for a GPU.
+    "ddpm": TrainConfig(
+        epochs=20,
+        batch=256,
+        black=0.0,
+        net=ContextUnetConfig(n_feat=128),
+        parameterization="eps",
+        sigma_data=1.0,
+        schedule=DiscreteBeta(timesteps=400, beta_start=1e-4, beta_end=0.02, zeroth=True),
+        even_levels=False,
+        label_dropout=0.1,
+        muon_lr=None,
+        adam_lr=1e-4,
+        adam_beta2=0.999,
+        warmup=0.0,
+        lr_by_epoch=True,
+        ema=None,
+        log_every=2_560,
+        checkpoint_every=12_800,
+        pictures_every=1,
+        gifs_every=5,
+        gif_steps=None,
+        gif_stride=20,
+        guidance_strengths=(0.0, 0.5, 2.0),
+        sampling=SamplingConfig(sampler="ancestral_beta", steps=None, scale=1.0, schedule=None),
+    ),
     # Not yet measured on a GPU.
     "gpu": TrainConfig(
         images=6_000_128,  # whole batches, for torch.compile builds the network anew for another size

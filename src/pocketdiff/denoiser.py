@@ -23,6 +23,7 @@ class Scaling(NamedTuple):
 
 
 Parameterization = Callable[[Tensor, float], Scaling]
+NoiseInput = Callable[[Tensor], Tensor]
 
 
 def eps(sigma: Tensor, sigma_data: float) -> Scaling:
@@ -63,14 +64,18 @@ class Denoiser(nn.Module):
         parameterization: What the network predicts: a key of ``PARAMETERIZATIONS``.
         sigma_data: Standard deviation of the data, in data units; 1 gives DDPM's own scaling.
         num_classes: Number of classes; the null label, for "no label", is ``num_classes``.
+        noise_input: Maps noise levels (b,) to what the network is told of them; usually a schedule's ``noise_input``.
     """
 
-    def __init__(self, net: nn.Module, parameterization: str, sigma_data: float, num_classes: int) -> None:
+    def __init__(
+        self, net: nn.Module, parameterization: str, sigma_data: float, num_classes: int, noise_input: NoiseInput
+    ) -> None:
         super().__init__()
         self.net = net
         self.parameterization = PARAMETERIZATIONS[parameterization]
         self.sigma_data = sigma_data
         self.null = num_classes
+        self.noise_input = noise_input
 
     def scaling(self, sigma: Float[Tensor, " b"]) -> Scaling:
         """The three coefficients, each (b, 1, 1, 1)."""
@@ -101,6 +106,5 @@ class Denoiser(nn.Module):
         return (self._predict(in_ * x, sigma, label) - target).square().mean((1, 2, 3))
 
     def _predict(self, scaled: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        # log(sigma) / 4 keeps the network's noise input near unit scale (Karras et al. 2022, table 1: c_noise).
-        output: Tensor = self.net(scaled, sigma.log() / 4, label)
+        output: Tensor = self.net(scaled, self.noise_input(sigma), label)
         return output.to(scaled.dtype)

@@ -15,7 +15,6 @@ from pocketdiff.denoiser import Denoiser
 from pocketdiff.errors import PocketdiffError
 from pocketdiff.guidance import guide
 from pocketdiff.samplers import SAMPLERS, Step
-from pocketdiff.schedule import Schedule, grid
 
 CHUNK = 256
 """The most images drawn at once, which bounds the memory."""
@@ -40,7 +39,7 @@ def build_denoiser(config: TrainConfig, info: DataInfo) -> Denoiser:
         # torch's CPU generator heeds only 32 bits of a seed, so it is given 32 that depend on all of them.
         torch.manual_seed(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32)))
         net = config.net.build(info.channels, num_classes)
-    denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes)
+    denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes, config.schedule.noise_input)
     return denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -61,11 +60,6 @@ class DiffusionModel:
         self.info = info
 
     @property
-    def schedule(self) -> Schedule:
-        """Spreads the noise levels that sampling walks down."""
-        return self.config.sampling.schedule
-
-    @property
     def classes(self) -> tuple[str, ...]:
         """A name for each class index."""
         return self.info.classes
@@ -74,6 +68,17 @@ class DiffusionModel:
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.denoiser.parameters()).device
+
+    def grid(self, sampling: SamplingConfig | None = None) -> list[float]:
+        """The noise levels that sampling walks down; by default as the config has it.
+
+        Raises:
+            RequestError: If there are not so many.
+        """
+        try:
+            return (sampling or self.config.sampling).grid(self.config.schedule)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
 
     def start(self, seeds: Sequence[int], sigma: float) -> Float[Tensor, "n c h w"]:
         """Pure noise at level ``sigma``: one tensor a seed, drawn on the CPU so that every device starts alike.
@@ -98,7 +103,7 @@ class DiffusionModel:
             sampling: Sampler, steps, scale and schedule; by default the config's own.
 
         Raises:
-            RequestError: If a label is none of the classes, or labels and seeds are not equally many.
+            RequestError: If a label is none of the classes, labels and seeds are not equally many, or steps too many.
         """
         sampling = sampling or self.config.sampling
         wanted, keys = _integers(labels), _integers(seeds)
@@ -107,7 +112,7 @@ class DiffusionModel:
             raise RequestError(
                 f"label {strange[0]} is none of the {len(self.classes)} classes, 0 to {len(self.classes) - 1}"
             )
-        sigmas = grid(sampling.schedule, sampling.steps)
+        sigmas = self.grid(sampling)
         x = self.start(keys, sigmas[0])
         denoise = guide(
             self.denoiser.eval(), torch.tensor(wanted, dtype=torch.long, device=self.device), sampling.scale
@@ -147,18 +152,19 @@ class DiffusionModel:
         for at in range(0, len(wanted), CHUNK):
             for step in self.steps(wanted[at : at + CHUNK], keys[at : at + CHUNK], sampling):
                 x = step.x  # Only the last is kept: a thousand steps would not fit.
-            yield to_pixels(x)
+            yield self.to_pixels(x)
 
+    def to_pixels(self, x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+        """A sampler's result as bytes on the CPU.
 
-def to_pixels(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-    """A sampler's result as bytes on the CPU.
-
-    Raises:
-        SamplingError: If a value is not finite.
-    """
-    if not x.isfinite().all():
-        raise SamplingError("the network gives values that are not finite; train it again, with a lower learning rate")
-    return to_uint8(x).cpu()
+        Raises:
+            SamplingError: If a value is not finite.
+        """
+        if not x.isfinite().all():
+            raise SamplingError(
+                "the network gives values that are not finite; train it again, with a lower learning rate"
+            )
+        return to_uint8(x, self.config.black).cpu()
 
 
 def _check_equally_many(labels: list[int], seeds: list[int]) -> None:

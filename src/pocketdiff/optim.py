@@ -1,4 +1,4 @@
-"""Optimizers: Muon for the hidden matrices and convolutions, AdamW for the rest; the learning rate; the EMA."""
+"""Optimizers: Muon for the hidden matrices and convolutions, Adam for the rest; the learning rate; the EMA."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,28 +8,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def make_optimizers(net: nn.Module, muon_lr: float, adamw_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for every weight of two or more dimensions inside the network, AdamW for the rest.
+def make_optimizers(
+    net: nn.Module, muon_lr: float | None, adam_lr: float, adam_beta2: float = 0.99
+) -> list[torch.optim.Optimizer]:
+    """Muon for every weight of two or more dimensions inside the network, Adam for the rest.
 
     Args:
         net: A network whose ``edges`` names its modules at input and output, which Muon does not suit.
-        muon_lr: Peak learning rate of Muon.
-        adamw_lr: Peak learning rate of AdamW.
+        muon_lr: Peak learning rate of Muon; None leaves every weight to Adam.
+        adam_lr: Peak learning rate of Adam.
+        adam_beta2: How much of Adam's mean of squared gradients stays at a step.
 
     Returns:
-        Both; every group of parameters carries its ``peak_lr``, which `learning_rate` scales.
+        Both, or Adam alone; every group of parameters carries its ``peak_lr``, which `learning_rate` scales.
     """
     edges = tuple(f"{name}." for name in getattr(net, "edges", ()))
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
-        (hidden if parameter.ndim >= 2 and not name.startswith(edges) else rest).append(parameter)
-    return [
-        Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr),
-        torch.optim.AdamW(
-            [{"params": rest, "peak_lr": adamw_lr}], adamw_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-        ),
-    ]
+        inside = muon_lr is not None and parameter.ndim >= 2 and not name.startswith(edges)
+        (hidden if inside else rest).append(parameter)
+    adam = torch.optim.Adam([{"params": rest, "peak_lr": adam_lr}], adam_lr, betas=(0.9, adam_beta2), fused=True)
+    return [adam] if muon_lr is None else [Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr), adam]
 
 
 def learning_rate(progress: float, warmup: float) -> float:
@@ -97,17 +97,18 @@ def orthogonalize(matrix: Float[Tensor, "*stack m n"]) -> Float[Tensor, "*stack 
     return total @ matrix
 
 
-def ema_decay(step: int, power: float) -> float:
+def ema_decay(step: int, power: float | None) -> float:
     """How much of the moving average stays at a step (1, 2, ...): ``(1 - 1 / step) ** (power + 1)``.
 
     The average then weighs step i of t as ``(i / t) ** power``, near enough: it forgets the start however long the run,
-    and needs no warm-up, for after one step it is that step. Source: Karras et al. 2024 (EDM2), equation 3.
+    and needs no warm-up, for after one step it is that step. Without a power nothing stays: the average is the present.
+    Source: Karras et al. 2024 (EDM2), equation 3.
     """
-    return (1 - 1 / step) ** (power + 1)
+    return 0.0 if power is None else (1 - 1 / step) ** (power + 1)
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, net: nn.Module, step: int, power: float) -> None:
+def update_ema(ema: nn.Module, net: nn.Module, step: int, power: float | None) -> None:
     """Moves the averaged weights towards the present ones; buffers are copied."""
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - ema_decay(step, power))
     for average, buffer in zip(ema.buffers(), net.buffers(), strict=True):

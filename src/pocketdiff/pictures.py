@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketdiff.config import SamplingConfig
-from pocketdiff.generate import DiffusionModel, to_pixels
-from pocketdiff.schedule import grid
+from pocketdiff.generate import DiffusionModel
 
 Pixels = UInt8[Tensor, "n c h w"]
 _GAP = 2
@@ -70,16 +69,35 @@ def gif(frames: list[Image.Image]) -> bytes:
 
 
 def denoising(
-    model: DiffusionModel, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
+    model: DiffusionModel,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    stride: int | None = None,
 ) -> list[Pixels]:
-    """The denoising as pictures: pure noise, then the state after each step; the last is the sample.
+    """The denoising as pictures; the last is the sample.
 
     Shown at DDPM's scale, x / sqrt(1 + sigma^2), at which noise has unit variance.
+
+    Args:
+        model: The model.
+        labels: A class index for each image.
+        seeds: A seed for each image.
+        sampling: Sampler, steps, scale and schedule.
+        stride: None for pure noise and the state after every step; else, as in DDPM-MNIST, the states after the steps
+            t = T..1 for which t is T, a multiple of the stride, or below 8.
     """
-    sigma_max = grid(sampling.schedule, sampling.steps)[0]
-    first = to_pixels(model.start(seeds, sigma_max) / (1 + sigma_max**2) ** 0.5)
-    steps = model.steps(labels, seeds, sampling)
-    return [first, *(to_pixels(step.x / (1 + step.sigma**2) ** 0.5) for step in steps)]
+
+    def show(x: Tensor, sigma: float) -> Pixels:
+        return model.to_pixels(x / (1 + sigma**2) ** 0.5)
+
+    sigmas = model.grid(sampling)
+    last = len(sigmas) - 1
+    frames = [show(model.start(seeds, sigmas[0]), sigmas[0])] if stride is None else []
+    for t, step in zip(range(last, 0, -1), model.steps(labels, seeds, sampling), strict=True):
+        if stride is None or t == last or t % stride == 0 or t < 8:
+            frames.append(show(step.x, step.sigma))
+    return frames
 
 
 def health(images: Pixels) -> str | None:

@@ -99,7 +99,8 @@ def ancestral(
         x: Start, distributed as N(x0, sigmas[0]^2); data units.
         sigmas: N + 1 strictly decreasing levels; the last may be 0, and the step to 0 adds no noise.
         noise: Maps a step's index to unit noise.
-        variance: DDPM's two choices for the noise of a step: "posterior", the posterior's variance, or "beta", beta_t.
+        variance: DDPM's two choices for the noise of a step: "posterior", the posterior's variance, or "beta", beta_t;
+            this one is algorithm 2 to the letter, whose last step adds no noise.
         eta: DDIM's eta: 1 is DDPM's posterior, 0 is `euler`. Plays no part where ``variance`` is "beta".
 
     Yields:
@@ -110,16 +111,18 @@ def ancestral(
 
     Source: Ho et al. 2020, equation 7 and section 3.2; Song et al. 2020 (DDIM), equation 16.
     """
-    for index, (sigma, following) in enumerate(_pairs(sigmas)):
+    pairs = _pairs(sigmas)
+    for index, (sigma, following) in enumerate(pairs):
         x0 = denoise(x, sigma)
         if variance == "beta":
             down = following**2 / sigma
-            up = sqrt((sigma**2 - following**2) * (1 + following**2) / (1 + sigma**2))
+            beta = (sigma**2 - following**2) / (1 + sigma**2)
+            up = sqrt(beta * (1 + following**2)) if index + 1 < len(pairs) else 0.0
         else:
             up = eta * following / sigma * sqrt(sigma**2 - following**2)
             down = sqrt(following**2 - up**2)
         x = x0.lerp(x, down / sigma)
-        if following > 0 and up > 0:
+        if up > 0:
             x = x + up * noise(index)
         yield Step(following, x, x0)
 

@@ -3,8 +3,8 @@
 A noisy image is ``x = x0 + sigma * eps`` everywhere in this package, and ``sigma``, the noise level in data units, is
 the only clock. A schedule is an increasing map from a coordinate ``u`` in [0, 1] to ``sigma``, and serves twice:
 
-* training draws ``schedule(u)`` with ``u`` uniform;
-* sampling walks down ``grid(schedule, steps)``, which is ``schedule`` at evenly spaced ``u``, then 0.
+* training draws ``schedule(u)`` with ``u`` uniform, and the network is told ``schedule.noise_input(sigma)``;
+* sampling walks down ``grid(schedule, steps)``, which is ``schedule`` at evenly spaced ``u``, then ``sigma_end``.
 
 To add a schedule, write a class with a ``kind`` and a ``__call__`` and name it in ``SCHEDULES``.
 """
@@ -24,6 +24,13 @@ from pocketdiff.frozen import Frozen
 
 class _Levels(Frozen):
     """What every schedule has: levels that are finite and positive, whatever its fields."""
+
+    def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """What a network that is trained on this schedule is told of a noise level; about unit scale.
+
+        Source: Karras et al. 2022, table 1 (c_noise).
+        """
+        return sigma.log() / 4
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps coordinates in [0, 1] to noise levels."""
@@ -46,6 +53,8 @@ class Range(_Levels):
 
     levels: ClassVar[float] = math.inf
     """How many noise levels there are to choose from."""
+    sigma_end: ClassVar[float] = 0.0
+    """Where sampling ends, below all levels: the clean image."""
 
     sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
     """Lowest noise level, in data units."""
@@ -133,7 +142,7 @@ class DiscreteBeta(_Levels):
     """DDPM's chain of T steps: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, beta linear in t = 1..T.
 
     ``u`` falls on step ``t = 1 + floor(u T)``, so that uniform ``u`` is the paper's uniform ``t`` and the grid of T
-    steps is the chain itself, T, T - 1, ..., 1. Source: Ho et al. 2020, section 4.
+    steps is the chain itself, T, T - 1, ..., 1. The network is told ``t / T``. Source: Ho et al. 2020, section 4.
     """
 
     kind: Literal["discrete_beta"] = "discrete_beta"
@@ -143,6 +152,8 @@ class DiscreteBeta(_Levels):
     """beta_1, the variance of the first step's noise."""
     beta_end: float = Field(0.02, gt=0, lt=1)
     """beta_T, the variance of the last step's noise."""
+    zeroth: bool = False
+    """Whether the tables have an entry 0, as DDPM-MNIST's do: beta_start is then beta_0, and sampling ends there."""
 
     @property
     def levels(self) -> int:
@@ -152,7 +163,12 @@ class DiscreteBeta(_Levels):
     @property
     def sigmas(self) -> Float[Tensor, " T"]:
         """The chain's noise levels, sigma_1 to sigma_T, in float64."""
-        return _chain(self.timesteps, self.beta_start, self.beta_end)
+        return _chain(self)[1:]
+
+    @property
+    def sigma_end(self) -> float:
+        """sigma_0: 0, the clean image, or what entry 0 leaves of the noise."""
+        return float(_chain(self)[0])
 
     @property
     def sigma_min(self) -> float:
@@ -164,6 +180,14 @@ class DiscreteBeta(_Levels):
         """sigma_T."""
         return float(self.sigmas[-1])
 
+    def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The time t / T; between two levels of the chain in proportion to log sigma, beyond them the nearest's."""
+        known, wanted = self.sigmas.log().to(sigma), sigma.log()
+        above = torch.searchsorted(known, wanted.contiguous()).clamp(max=self.timesteps - 1)
+        below = (above - 1).clamp(min=0)
+        way = ((wanted - known[below]) / (known[above] - known[below]).clamp(min=1e-12)).clamp(0, 1)
+        return (1 + below + way * (above - below)) / self.timesteps
+
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps coordinates in [0, 1] to noise levels of the chain."""
         t = (u.double() * self.timesteps).long().clamp(0, self.timesteps - 1)
@@ -171,8 +195,13 @@ class DiscreteBeta(_Levels):
 
 
 @cache
-def _chain(timesteps: int, beta_start: float, beta_end: float) -> Float[Tensor, " T"]:
-    beta = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+def _chain(schedule: DiscreteBeta) -> Float[Tensor, " entries"]:
+    """sigma_0 to sigma_T; DDPM's sigma_0 is 0, for its product begins with beta_1."""
+    beta = torch.linspace(
+        schedule.beta_start, schedule.beta_end, schedule.timesteps + schedule.zeroth, dtype=torch.float64
+    )
+    if not schedule.zeroth:
+        beta = torch.cat([beta.new_zeros(1), beta])
     alpha_bar = torch.cumprod(1 - beta, 0)
     return torch.sqrt((1 - alpha_bar) / alpha_bar)
 
@@ -196,14 +225,15 @@ def grid(schedule: Schedule, steps: int) -> list[float]:
         steps: Number of steps, at least 1.
 
     Returns:
-        ``steps + 1`` strictly decreasing levels, from ``sigma_max`` (u = 1) towards ``sigma_min`` (u = 0), then 0.
+        ``steps + 1`` strictly decreasing levels, from ``sigma_max`` (u = 1) towards ``sigma_min`` (u = 0), then
+        ``sigma_end``.
 
     Raises:
         ValueError: If ``steps`` is less than 1, or so many that levels would be equal.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    sigmas = [*schedule(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist(), 0.0]
+    sigmas = [*schedule(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist(), schedule.sigma_end]
     if not all(sigma > following for sigma, following in pairwise(sigmas)):
         raise ValueError(
             f"steps is {steps}, but the {schedule.kind} schedule has only {len(set(sigmas)) - 1} noise levels"

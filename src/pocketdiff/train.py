@@ -42,7 +42,7 @@ class TrainState:
         ema = copy.deepcopy(denoiser).requires_grad_(False)
         if config.compile:
             denoiser.net.compile()
-        return cls(denoiser, ema, make_optimizers(denoiser.net, config.muon_lr, config.adamw_lr))
+        return cls(denoiser, ema, make_optimizers(denoiser.net, config.muon_lr, config.adam_lr, config.adam_beta2))
 
 
 class Metrics(NamedTuple):
@@ -78,9 +78,10 @@ def draw_batch(data: Images, config: TrainConfig, null: int, seen: int, count: i
     indices = range(seen, seen + count)
     device = data.labels.device
     order = [_epoch_order(config.seed, index // len(data), len(data))[index % len(data)] for index in indices]
-    x0, label = data.batch(torch.stack(order))
+    x0, label = data.batch(torch.stack(order), config.black)
     eps = rng.normal(config.seed, rng.Stream.NOISE, indices, tuple(x0.shape[1:])).to(device)
-    sigma = config.schedule(rng.spread(config.seed, rng.Stream.LEVEL, indices)).float().to(device)
+    draw = rng.spread if config.even_levels else rng.uniform
+    sigma = config.schedule(draw(config.seed, rng.Stream.LEVEL, indices)).float().to(device)
     dropped = (rng.uniform(config.seed, rng.Stream.DROP, indices) < config.label_dropout).to(device)
     return Batch(x0, eps, sigma, label.masked_fill(dropped, null))
 
@@ -91,7 +92,7 @@ def _epoch_order(seed: int, epoch: int, n: int) -> Int[Tensor, " n"]:
 
 
 def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metrics]:
-    """Trains until ``config.images`` images are seen, from wherever the state stands.
+    """Trains until the config's images or epochs are seen, from wherever the state stands.
 
     Yields after the optimizer step and the EMA's update, so leaving the loop is always safe.
 
@@ -108,8 +109,11 @@ def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metr
     """
     denoiser = state.denoiser.train()
     parameters = list(denoiser.parameters())
-    while state.seen < config.images:
-        batch = draw_batch(data, config, denoiser.null, state.seen, min(config.batch, config.images - state.seen))
+    n, length = len(data), config.length(len(data))
+    while state.seen < length:
+        # In whole epochs a batch ends where its epoch does; else where the run does.
+        left = n - state.seen % n if config.epochs else length - state.seen
+        batch = draw_batch(data, config, denoiser.null, state.seen, min(config.batch, left))
         with torch.autocast(data.labels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = denoiser.loss(*batch).mean()
         denoiser.zero_grad(set_to_none=True)
@@ -118,9 +122,10 @@ def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metr
         if not (loss + norm).isfinite():
             raise TrainingError(
                 f"the loss or a gradient is not finite at step {state.step + 1:,}, and the step was not taken; "
-                "try a lower --muon-lr and --adamw-lr, or --precision fp32"
+                "try a lower --muon-lr and --adam-lr, or --precision fp32"
             )
-        lr = learning_rate(state.seen / config.images, config.warmup)
+        done = state.seen - state.seen % n if config.lr_by_epoch else state.seen
+        lr = learning_rate(done / length, config.warmup)
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr
@@ -128,4 +133,4 @@ def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metr
         state.step += 1
         state.seen += len(batch.label)
         update_ema(state.ema, denoiser, state.step, config.ema)
-        yield Metrics(state.step, state.seen, (state.seen - 1) // len(data), loss.detach(), lr)
+        yield Metrics(state.step, state.seen, (state.seen - 1) // n, loss.detach(), lr)

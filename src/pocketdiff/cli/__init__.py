@@ -26,10 +26,17 @@ def _info(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _import_ddpm(arguments: list[str]) -> int:
+    from pocketdiff.cli.import_ddpm import main
+
+    return main(arguments)
+
+
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train a model on a data set, or go on with an unfinished run", _train),
     "sample": ("draw images with a trained model", _sample),
     "info": ("say what a run or a model file holds", _info),
+    "import-ddpm": ("make a model file of what the original script saved", _import_ddpm),
 }
 
 HELP = """pocketdiff: class-conditional diffusion for small images
@@ -59,7 +66,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP.format(verbs="\n".join(f"  {verb:8}{summary}" for verb, (summary, _) in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {verb:13}{summary}" for verb, (summary, _) in VERBS.items())))
         return 0
     if arguments[0] == "--version":
         from pocketdiff import __version__

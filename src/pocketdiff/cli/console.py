@@ -98,10 +98,13 @@ class Bar:
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second one ends the program at once."""
+    """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second one ends the program at once.
+
+    Work that may stop anywhere runs in `at_once`, where the first signal is a KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.now = False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
@@ -113,12 +116,30 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Lets a signal, also one that came before, break off what is done here.
+
+        Raises:
+            KeyboardInterrupt: At the first signal.
+        """
+        self.now = True
+        try:
+            if self.asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.now = False
+
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         terminal = os.isatty(2)
         if self.asked:
             os.write(2, b"\x1b[?25h\n" if terminal else b"")  # The bar had hidden the cursor.
             os._exit(INTERRUPTED)
         self.asked = True
+        if self.now:
+            self.now = False  # Once is enough: what is open must be closed.
+            raise KeyboardInterrupt
         os.write(2, b"\n" * terminal + b"stopping after this step; once more to leave at once\n")
 
 

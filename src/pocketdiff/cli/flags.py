@@ -1,7 +1,7 @@
 """Flags from config models: one for every field, with the field's description, default and checks.
 
-A field of a nested model is ``--net.widths``, or ``--widths`` where that name means one thing only. Where a field may
-be one of several kinds, ``--schedule.kind karras`` chooses, and the flags of every kind are there.
+A field of a nested model is ``--net.widths``, or ``--widths`` where no other field of that name is as near the top.
+Where a field may be one of several kinds, ``--schedule.kind karras`` chooses, and the flags of every kind are there.
 """
 
 import argparse
@@ -57,9 +57,11 @@ def add_config(parser: Parser, config: BaseModel, defaults: str = "the preset's"
     """Adds a flag for every field of a config, nested ones included; ``defaults`` says whose the defaults are."""
     leaves = _merged(type(config))
     names = [leaf.path.rpartition(".")[2] for leaf in leaves]
+    depths = [leaf.path.count(".") for leaf in leaves]
     group = parser.add_argument_group("config", f"the defaults are {defaults}")
-    for leaf, name in zip(leaves, names, strict=True):
-        short = [name] if names.count(name) == 1 and name != leaf.path else []
+    for leaf, name, depth in zip(leaves, names, depths, strict=True):
+        nearest = [other for other, named in zip(depths, names, strict=True) if named == name and other <= depth]
+        short = [name] if len(nearest) == 1 and name != leaf.path else []
         flags = [f"--{part.replace('_', '-')}" for part in (leaf.path, *short)]
         only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and name != "kind" else ""
         present = _get(config, leaf.path)
@@ -92,8 +94,10 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
         *parents, name = path.split(".")
         branch = tree
         for parent in parents:
+            if branch[parent] is None:
+                branch[parent] = {}
             branch = branch[parent]
-        if name == "kind" and branch[name] != value:
+        if name == "kind" and branch.get(name) != value:
             branch.clear()
         branch[name] = None if value in ("none", ["none"]) else value
     try:
@@ -102,6 +106,8 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
         fault = error.errors()[0]
         path = _nearest([str(part) for part in fault["loc"]], given)
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "union_tag_not_found":
+            message = f"needs --{path.rpartition('.')[0].replace('_', '-')}.kind beside it, for there is none to change"
         flag = f"--{path.replace('_', '-')} {_show(given.get(path, ''))}".strip()
         raise UsageError(f"{flag}: {message[0].lower()}{message[1:]}") from error
 

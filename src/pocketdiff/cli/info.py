@@ -21,7 +21,10 @@ def main(arguments: list[str]) -> int:
     info = model.info
     colour = "grey" if info.channels == 1 else "RGB"
     say(f"images      {info.height} x {info.width}, {colour}, {len(info.classes)} classes: {', '.join(info.classes)}")
-    say(f"trained on  {info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}")
+    if info.train_images is None or info.test_images is None:
+        say("trained on  unknown images: the model came without them")
+    else:
+        say(f"trained on  {info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}")
     say(f"weights     {sum(weight.numel() for weight in model.denoiser.parameters()):,}")
     say(f"config      {model.config.model_dump_json(indent=2)}")
     return 0

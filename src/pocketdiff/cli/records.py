@@ -13,6 +13,9 @@ import torch
 from pocketdiff.files import write_file
 from pocketdiff.train import Metrics, TrainState
 
+_SMOOTHING = 0.95
+"""How much of the shown loss stays at a step."""
+
 
 class MetricsLog:
     """``metrics.jsonl``: a line for each interval, with the mean loss and the speed in it.
@@ -25,7 +28,8 @@ class MetricsLog:
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
         self.note = ""
-        """Loss and speed of the interval so far, for a progress bar."""
+        """The loss as a moving average and the speed of the interval so far, for a progress bar."""
+        self._shown: float | None = None
         self._begin(0, 0.0)
 
     def resume(self, step: int, seen: int, seconds: float) -> None:
@@ -37,14 +41,16 @@ class MetricsLog:
 
     def add(self, metrics: Metrics, seconds: float, last: bool) -> None:
         """Takes a step's metrics, the time spent on training so far, and whether this step is the last."""
-        self._loss += float(metrics.loss)
+        loss = float(metrics.loss)
+        self._shown = loss if self._shown is None else _SMOOTHING * self._shown + (1 - _SMOOTHING) * loss
+        self._loss += loss
         self._steps += 1
-        loss = self._loss / self._steps
         speed = (metrics.seen - self._seen) / max(seconds - self._seconds, 1e-9)
-        self.note = f"loss {loss:.4f}, {speed:.0f} img/s"
+        self.note = f"loss {self._shown:.4f}, {speed:.0f} img/s"
         if last or metrics.seen - self._seen >= self.every:
             line = {
-                "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch, "loss": loss, "lr": metrics.lr,
+                "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch, "loss": self._loss / self._steps,
+                "lr": metrics.lr,
                 "images_per_second": speed, "seconds": seconds,
             }  # fmt: skip
             with self.path.open("a") as file:

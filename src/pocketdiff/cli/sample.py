@@ -66,10 +66,11 @@ def main(arguments: list[str]) -> int:
     if not 0 <= flags.seed < 2**63 - len(row) * per_label:
         raise UsageError(f"--seed {flags.seed}: must be from 0 to 2^63, less the number of images")
     make_folder(flags.out.parent)
+    steps = len(model.grid(sampling)) - 1
     job = Job(model, row * per_label, flags.seed, len(row), sampling)
     WRITERS[flags.out.suffix](job, flags.out)
     say(
-        f"wrote {flags.out}: {len(job.labels):,} images, {sampling.sampler}, {sampling.steps} steps, "
+        f"wrote {flags.out}: {len(job.labels):,} images, {sampling.sampler}, {steps} steps, "
         f"scale {sampling.scale:g} (w = {sampling.scale - 1:g}), seeds {job.seeds[0]} to {job.seeds[-1]}"
     )
     return 0
@@ -136,7 +137,7 @@ def _write_png(job: Job, out: Path) -> None:
 def _write_gif(job: Job, out: Path) -> None:
     if len(job.labels) > CHUNK:
         raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
-    frames = pictures.denoising(job.model, job.labels, job.seeds, job.sampling)
+    frames = pictures.denoising(job.model, job.labels, job.seeds, job.sampling, job.model.config.gif_stride)
     if fault := pictures.health(frames[-1]):
         warn(fault)
     write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink, ZOOM) for frame in frames]))

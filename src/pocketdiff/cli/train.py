@@ -2,17 +2,18 @@
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from pocketdiff import checkpoint, pictures
+from pocketdiff import checkpoint
 from pocketdiff.checkpoint import MODEL_FILE, CheckpointError, RunConfig
 from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, locked, make_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
+from pocketdiff.cli.forecast import seconds_to_denoise, seconds_to_train
+from pocketdiff.cli.gallery import Due, Gallery
 from pocketdiff.cli.records import MetricsLog, summarize
 from pocketdiff.config import PRESETS
 from pocketdiff.data import Dataset, load_data
@@ -28,14 +29,12 @@ EXAMPLES = """examples:
   pocketdiff train --preset quick --seed 1 --out runs/a
   pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
+  pocketdiff train --preset ddpm                        the original experiment, for a GPU; or, in two minutes,
+  pocketdiff train --preset ddpm --n-feat 16 --epochs 1 --timesteps 200 --out runs/ddpm-small
 """
 
-ROWS = 4
-"""Rows of generated images, and of real ones, in a run's pictures."""
-SHOWN = 20
-"""The most classes that a run's pictures show."""
-ZOOM = 2
-"""How much a run's grids are enlarged."""
+LONG = 3600.0
+"""Seconds from which on a run is announced as long."""
 
 
 def main(arguments: list[str]) -> int:
@@ -76,7 +75,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]
     )  # fmt: skip
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, PRESETS[preset])
-    return parser.parse(arguments), preset, device
+    flags = parser.parse(arguments)
+    if hasattr(flags, "images") != hasattr(flags, "epochs"):  # The one that is given takes the other's place.
+        flags.images, flags.epochs = getattr(flags, "images", "none"), getattr(flags, "epochs", "none")
+    return flags, preset, device
 
 
 def _claim(out: Path, wanted: RunConfig, resume: str) -> bool:
@@ -104,14 +106,15 @@ class _Run:
     def __init__(self, out: Path, run_config: RunConfig, data: Dataset, device: torch.device, resume: str) -> None:
         self.resume = resume
         self.out, self.run_config, self.config, self.data = out, run_config, run_config.train, data
+        self.length = self.config.length(len(data.train))
         self.state = TrainState.new(self.config, data.info, device)
         self.model = DiffusionModel(self.state.ema, self.config, data.info)
+        self.gallery = Gallery(out / "pictures", self.model, data.train)
         self.weights = sum(weight.numel() for weight in self.state.denoiser.parameters())
         self.training_seconds = self.other_seconds = 0.0
         self.log = MetricsLog(out / "metrics.jsonl", self.config.log_every)
-        epochs = self.config.images / len(data.train)
-        self.pictures_every = self.config.pictures_every or math.ceil(epochs / 4)
-        self.gifs_every = self.config.gifs_every or math.ceil(epochs)
+        self.saved: Path | None = None
+        self.drawn: list[Path] = []
         self._restore()
 
     def _restore(self) -> None:
@@ -126,37 +129,69 @@ class _Run:
         for fault in faults:
             warn(fault)
         manifest = checkpoint.restore_checkpoint(path, self.state, self.run_config)
+        self.saved = path
         self.training_seconds, self.other_seconds = manifest.training_seconds, manifest.other_seconds
         self.log.resume(manifest.step, manifest.seen, manifest.training_seconds)
-        say(f"going on from {path}: {manifest.seen:,} of {self.config.images:,} images")
+        say(f"going on from {path}: {manifest.seen:,} of {self.length:,} images")
 
     def train(self) -> int:
         """Trains to the end, or until a signal, and returns the exit status."""
-        images, every, before = self.data.train, self.config.checkpoint_every, self.state.seen
-        say(f"training on {self.config.images:,} images, {self.weights:,} weights, into {self.out}")
+        say(f"training on {self.length:,} images, {self.weights:,} weights, into {self.out}")
+        if self.model.device.type == "cpu":
+            self._forewarn()
         with Stop() as stop:
-            with Bar("training", self.config.images, before) as bar:
-                for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
-                    stopping, last = stop.asked, metrics.seen == self.config.images
-                    self.log.add(metrics, self.training_seconds, last)
-                    bar.update(metrics.seen, self.log.note)
-                    epochs = before // len(images), metrics.seen // len(images)
-                    grids, gifs = _due(epochs, self.pictures_every), _due(epochs, self.gifs_every)
-                    if (grids or gifs) and not last:
-                        self._draw(epochs[1] - 1, grids, gifs)
-                    if last or stopping or before // every < metrics.seen // every:
-                        saved = checkpoint.save_checkpoint(
-                            self.out, self.state, self.run_config, self.training_seconds, self.other_seconds
-                        )
-                    if stopping:
-                        break
-                    before = metrics.seen
-            if self.state.seen < self.config.images:
+            if not self._train(stop):
                 again = "the same command again" if self.resume == "auto" else "the same command with --resume auto"
-                say(f"stopped, and saved as {saved}; {again} goes on from there")
+                say(f"stopped, and saved as {self.saved}; {again} goes on from there")
                 return INTERRUPTED
             self._finish()
         return 0
+
+    def _forewarn(self) -> None:
+        """Says how long a run will take, where that is long: measured on a few images, before anything is changed."""
+        left, asked = self.length - self.state.seen, self.gallery.work(self.state.seen)
+        training = left * seconds_to_train(self.state.denoiser, self.data.train, self.config)
+        drawing = asked * seconds_to_denoise(self.model)
+        if training + drawing >= LONG:
+            total, *parts = (f"{seconds / 3600:.1f}" for seconds in (training + drawing, training, drawing))
+            warn(
+                f"on this CPU that takes about {total} hours: {parts[0]} of training and {parts[1]} of pictures; "
+                "Ctrl-C stops it at any time, and the same command goes on from there"
+            )
+
+    def _train(self, stop: Stop) -> bool:
+        """Trains and draws to the end; False if a signal came first."""
+        images, every = self.data.train, self.config.checkpoint_every
+        last = min(self.config.batch, len(images)) if self.config.epochs else self.config.batch
+        seen = self.state.seen
+        # A run that was stopped while it drew has saved itself, but owes the pictures.
+        owed = self.gallery.due(max(0, seen - last), seen) if seen else None
+        with Bar("training", self.length, seen) as bar:
+            if not self._draw(owed, bar, stop):
+                return False
+            for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
+                self.log.add(metrics, self.training_seconds, metrics.seen == self.length)
+                bar.update(metrics.seen, self.log.note)
+                due = self.gallery.due(seen, metrics.seen)
+                if due or stop.asked or seen // every < metrics.seen // every:
+                    self.saved = checkpoint.save_checkpoint(
+                        self.out, self.state, self.run_config, self.training_seconds, self.other_seconds
+                    )
+                if stop.asked or not self._draw(due, bar, stop):
+                    return False
+                seen = metrics.seen
+        return True
+
+    def _draw(self, due: Due | None, bar: Bar, stop: Stop) -> bool:
+        """Draws what is due; False if a signal came first, which need not wait, for the state is saved."""
+        if due is None:
+            return True
+        try:
+            with stop.at_once():
+                self.drawn = self.gallery.draw(due, lambda note: bar.update(self.state.seen, note))
+        except KeyboardInterrupt:
+            return False
+        return True
 
     def _timed(self, steps: Iterator[Metrics]) -> Iterator[Metrics]:
         """Counts the time inside the steps as training, and outside them as other."""
@@ -168,53 +203,17 @@ class _Run:
             left = time.perf_counter()
             self.other_seconds += left - entered
 
-    def _draw(self, epoch: int, grids: bool, gifs: bool) -> list[Path]:
-        """Draws generated images over real ones, and the denoising, for each guidance strength; the paths written."""
-        folder = self.out / "pictures"
-        folder.mkdir(exist_ok=True)
-        columns = min(len(self.model.classes), SHOWN)
-        labels = list(range(columns)) * ROWS
-        seeds, ink = range(len(labels)), self.data.info.ink
-        real = pictures.tile(self.data.train.first_of_each(labels), columns, ink, ZOOM)
-        written = []
-        for w in self.config.guidance_strengths:
-            sampling = self.config.sampling.model_copy(update={"scale": 1 + w})
-            if grids:
-                images = self.model.generate(labels, seeds, sampling)
-                if fault := pictures.health(images):
-                    warn(fault)
-                written.append(folder / f"image_ep{epoch}_w{w:g}.png")
-                grid = pictures.tile(images, columns, ink, ZOOM)
-                write_file(written[-1], pictures.png(pictures.over(grid, real)))
-            if gifs:
-                steps = int(min(self.config.gif_steps, sampling.schedule.levels))
-                slower = sampling.model_copy(update={"steps": steps})
-                frames = pictures.denoising(self.model, labels, seeds, slower)
-                written.append(folder / f"gif_ep{epoch}_w{w:g}.gif")
-                write_file(written[-1], pictures.gif([pictures.tile(frame, columns, ink) for frame in frames]))
-        return written
-
     def _finish(self) -> None:
-        """The last pictures, the model file, and the summary, which marks the run as finished."""
-        began = time.perf_counter()
-        epoch = (self.state.seen - 1) // len(self.data.train)
-        written = self._draw(epoch, grids=True, gifs=True)
+        """The model file, and the summary, which marks the run as finished."""
         model = self.out / MODEL_FILE
         checkpoint.save_model(model, self.state.ema, self.run_config)
-        self.other_seconds += time.perf_counter() - began
         summary = self.out / "summary.json"
         about = summarize(self.state, self.training_seconds, self.other_seconds)
         write_file(summary, json.dumps(about, indent=2) + "\n")
         speed = self.state.seen / max(self.training_seconds, 1e-9)
         say(f"trained on {self.state.seen:,} images in {self.training_seconds:.0f} s, {speed:.0f} a second; wrote")
-        for path in (*written, self.log.path, summary, model):
+        for path in (*self.drawn, self.log.path, summary, model):
             say(f"  {path}")
-        if len(list(model.parent.glob("pictures/*"))) > len(written):
-            say(f"  {self.out / 'pictures'} (those of earlier epochs)")
+        if len(list(self.gallery.folder.iterdir())) > len(self.drawn):
+            say(f"  {self.gallery.folder} (those of earlier epochs)")
         say(f"now draw: pocketdiff sample {self.out}")
-
-
-def _due(epochs: tuple[int, int], every: int) -> bool:
-    """Whether one of the epochs 0, every, 2 * every, ... ended between two counts of finished epochs."""
-    before, after = epochs
-    return -(-before // every) < -(-after // every)

@@ -58,12 +58,12 @@ class DataInfo(Frozen):
     """A name for each class index."""
     ink: bool
     """Whether the images are light strokes on black, which pictures show as dark ink on white."""
-    train_images: int
-    """Size of the training split."""
-    test_images: int
-    """Size of the test split."""
-    sha256: str
-    """Of every pixel and label: two runs with the same hash saw the same data."""
+    train_images: int | None
+    """Size of the training split; None for a model that came without its data."""
+    test_images: int | None
+    """Size of the test split; None likewise."""
+    sha256: str | None
+    """Of every pixel and label: two runs with the same hash saw the same data; None likewise."""
 
     _plain_names = field_validator("classes")(plain_names)
 
@@ -82,10 +82,12 @@ class Images:
         """The same images on another device."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
-    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
+    def batch(
+        self, indices: Int[Tensor, " b"], black: float = -1.0
+    ) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
         """The images at ``indices`` in data units, and their labels."""
         indices = indices.to(self.labels.device)
-        return to_data_units(self.pixels[indices]), self.labels[indices]
+        return to_data_units(self.pixels[indices], black), self.labels[indices]
 
     def first_of_each(self, labels: list[int]) -> UInt8[Tensor, "m c h w"]:
         """Real images to set beside generated ones: for each label in turn its first, second, ... image."""
@@ -107,14 +109,14 @@ class Dataset:
     info: DataInfo
 
 
-def to_data_units(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Bytes 0..255 to data units -1..1."""
-    return pixels.float() / 127.5 - 1
+def to_data_units(pixels: UInt8[Tensor, "*shape"], black: float = -1.0) -> Float[Tensor, "*shape"]:
+    """Bytes 0..255 to data units ``black``..1."""
+    return pixels.float() / (255 / (1 - black)) + black
 
 
-def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Data units to bytes, rounded; what lies outside [-1, 1] is clipped."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_uint8(x: Float[Tensor, "*shape"], black: float = -1.0) -> UInt8[Tensor, "*shape"]:
+    """Data units to bytes, rounded; what lies outside [``black``, 1] is clipped."""
+    return ((x.clamp(black, 1) - black) * (255 / (1 - black))).round().to(torch.uint8)
 
 
 def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) -> Dataset:

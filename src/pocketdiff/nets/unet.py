@@ -56,7 +56,7 @@ class UNet(nn.Module):
     """
 
     edges = ("embedding", "first", "last")
-    """Modules at input and output, which Muon leaves to AdamW."""
+    """Modules at input and output, which Muon leaves to Adam."""
 
     def __init__(self, channels: int, num_classes: int, widths: tuple[int, ...], blocks: int, embedding: int) -> None:
         super().__init__()

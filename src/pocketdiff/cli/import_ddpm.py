@@ -1,0 +1,40 @@
+"""``pocketdiff import-ddpm``: a model of the original script, made one of pocketdiff's."""
+
+from pathlib import Path
+
+from pocketdiff.checkpoint import save_model
+from pocketdiff.cli.console import make_folder, say
+from pocketdiff.cli.flags import Parser, UsageError
+from pocketdiff.importer import import_ddpm
+
+DESCRIPTION = """Makes a model file of what the DDPM-MNIST script saved with torch.save(ddpm.state_dict(), ...). The
+numbers of features, classes and steps are found from the tensors; the file is read as data and none of it is run."""
+
+EXAMPLES = """example:
+  pocketdiff import-ddpm model_19.pth --out model.safetensors
+  pocketdiff sample model.safetensors --labels 0-9 --out digits.png
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Parses the flags, converts, and returns the exit status."""
+    parser = Parser("pocketdiff import-ddpm", "MODEL.pth [flags]", DESCRIPTION, EXAMPLES)
+    parser.add_argument("file", metavar="MODEL.pth", type=Path, help="the state dict that the script saved")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("model.safetensors"),
+        help="the model file to write (default: model.safetensors)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    flags = parser.parse(arguments)
+    if flags.out.suffix != ".safetensors":
+        raise UsageError(f"--out {flags.out}: must end in .safetensors")
+    if flags.out.is_dir() or (flags.out.exists() and not flags.overwrite):
+        raise UsageError(f"{flags.out}: is there already; take another --out, or add --overwrite")
+    denoiser, run = import_ddpm(flags.file)
+    make_folder(flags.out.parent)
+    save_model(flags.out, denoiser, run)
+    schedule, classes = run.train.schedule, len(run.data.classes)
+    weights = sum(weight.numel() for weight in denoiser.parameters())
+    say(f"wrote {flags.out}: {weights:,} weights, {classes} classes, {int(schedule.levels)} steps, all checked")
+    say(f"now draw: pocketdiff sample {flags.out}")
+    return 0

@@ -1,0 +1,134 @@
+"""Models that other programs trained. The only place that reads a ``.pth``, and only as data, never as code."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pocketdiff.checkpoint import CheckpointError, RunConfig
+from pocketdiff.config import PRESETS, TrainConfig
+from pocketdiff.data import DataInfo
+from pocketdiff.denoiser import Denoiser
+from pocketdiff.generate import build_denoiser
+from pocketdiff.nets.context_unet import SIDE, ContextUnetConfig
+from pocketdiff.schedule import DiscreteBeta
+
+_NET = "nn_model."
+_REMEDY = "give what the script's torch.save(ddpm.state_dict(), ...) wrote"
+
+
+def import_ddpm(path: Path | str) -> tuple[Denoiser, RunConfig]:
+    """Reads a state dict of the DDPM-MNIST script, with any number of features, classes and steps.
+
+    Args:
+        path: What ``torch.save(ddpm.state_dict(), path)`` wrote.
+
+    Returns:
+        The denoiser, on the CPU, and the config that goes with it, for `checkpoint.save_model`. The config's network,
+        schedule and sampling are the file's; of the training it says what the script does, and of the data nothing.
+
+    Raises:
+        CheckpointError: If it is no such file: one sentence with the first thing that is wrong.
+    """
+    path = Path(path)
+    state = _read(path)
+    net, schedule, classes, channels = _describe(path, state)
+    with torch.device("meta"):  # Shapes alone: a small file may claim a large network.
+        shapes = {f"{_NET}{name}": tensor.shape for name, tensor in net.build(channels, classes).state_dict().items()}
+    tables = ddpm_tables(schedule)
+    shapes |= {name: table.shape for name, table in tables.items()}
+    if missing := sorted(shapes.keys() - state.keys()):
+        raise CheckpointError(f"{path}: lacks {missing[0]}; {_REMEDY}")
+    if strange := sorted(state.keys() - shapes.keys()):
+        raise CheckpointError(f"{path}: holds {strange[0]}, which the script's model does not; {_REMEDY}")
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            raise CheckpointError(
+                f"{path}: {name} is of shape {tuple(tensor.shape)}, and the script's is of {tuple(shapes[name])}; "
+                f"{_REMEDY}"
+            )
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} is not finite; give a model whose training went well")
+    for name, table in tables.items():
+        # What is made of 1 - alpha_bar has lost digits in the script's float32.
+        rtol, atol = (1e-2, 1e-4) if "mab" in name else (1e-3, 1e-6)
+        if not torch.allclose(state[name].double(), table, rtol=rtol, atol=atol):
+            raise CheckpointError(f"{path}: {name} is no table of the script's schedule, beta in a line; {_REMEDY}")
+    preset = PRESETS["ddpm"].model_copy(update={"net": net, "schedule": schedule})
+    run = RunConfig(
+        train=TrainConfig.model_validate(preset.model_dump()),
+        data=DataInfo(
+            channels=channels, height=SIDE, width=SIDE, classes=tuple(str(label) for label in range(classes)),
+            ink=channels == 1, train_images=None, test_images=None, sha256=None,
+        ),
+    )  # fmt: skip
+    denoiser = build_denoiser(run.train, run.data)
+    denoiser.net.load_state_dict({name.removeprefix(_NET): state[name] for name in state if name.startswith(_NET)})
+    return denoiser.requires_grad_(False), run
+
+
+def ddpm_tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
+    """The buffers of the script's model: T + 1 entries each, in float64, by their names there."""
+    beta = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.timesteps + 1, dtype=torch.float64)
+    alphabar = torch.cumprod(1 - beta, 0)
+    return {
+        "alpha_t": 1 - beta,
+        "oneover_sqrta": 1 / torch.sqrt(1 - beta),
+        "sqrt_beta_t": torch.sqrt(beta),
+        "alphabar_t": alphabar,
+        "sqrtab": torch.sqrt(alphabar),
+        "sqrtmab": torch.sqrt(1 - alphabar),
+        "mab_over_sqrtmab": beta / torch.sqrt(1 - alphabar),
+    }
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, whatever the file's bytes."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; {_REMEDY}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead it to.
+        raise CheckpointError(f"{path}: cannot be read as a state dict ({type(error).__name__}); {_REMEDY}") from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path}: holds no state dict; {_REMEDY}")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not _is_plain(tensor):
+            raise CheckpointError(f"{path}: {name} is no plain tensor; {_REMEDY}")
+    return dict(state)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of numbers that are all there: a few bytes can claim to be a tensor of any size."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, DiscreteBeta, int, int]:
+    """Network, schedule, and numbers of classes and channels, from the tensors' shapes and the table of beta."""
+    try:
+        n_feat, channels, _, _ = state[f"{_NET}init_conv.conv1.0.weight"].shape
+        _, classes = state[f"{_NET}contextembed1.model.0.weight"].shape
+        (entries,) = state["sqrt_beta_t"].shape
+        # Not of 1 - alpha_t, which keeps four of a float32's seven digits.
+        start, end = (float(f"{state['sqrt_beta_t'][at].double().item() ** 2:.6g}") for at in (0, -1))
+        if channels not in (1, 3) or classes < 1:
+            raise CheckpointError(
+                f"{path}: is for {classes} classes and {channels} channels; there must be a class, and 1 or 3 channels"
+            )
+        net = ContextUnetConfig(n_feat=n_feat)
+        schedule = DiscreteBeta(timesteps=entries - 1, beta_start=start, beta_end=end, zeroth=True)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: lacks {error.args[0]}; {_REMEDY}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "beta"
+        raise CheckpointError(f"{path}: {where} cannot be {fault['input']}; {_REMEDY}") from error
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: its tensors are not of the script's shapes; {_REMEDY}") from error
+    return net, schedule, classes, channels
