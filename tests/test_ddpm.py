@@ -1,0 +1,331 @@
+"""The original experiment, from its equations: t = 0..T, tables of T + 1 entries, images at DDPM's own scale.
+
+Nothing here uses the package's schedule, scaling or samplers for the reference side.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketdiff.config import PRESETS
+from pocketdiff.denoiser import Denoiser
+from pocketdiff.generate import DiffusionModel, build_denoiser
+from pocketdiff.guidance import guide
+from pocketdiff.nets.context_unet import ContextUnetConfig
+from pocketdiff.samplers import SAMPLERS
+from pocketdiff.schedule import DiscreteBeta, grid
+from pocketdiff.train import TrainState, draw_batch, train
+
+T = 400
+CONFIG = PRESETS["ddpm"]
+SCHEDULE = DiscreteBeta(timesteps=T, beta_start=1e-4, beta_end=0.02, zeroth=True)
+SMALL = CONFIG.model_copy(update={"net": ContextUnetConfig(n_feat=8)})
+CLASSES = 10
+
+
+def tables(steps: int = T, start: float = 1e-4, end: float = 0.02) -> tuple[list[float], list[float]]:
+    """beta_t and alpha_bar_t for t = 0..T, entry by entry."""
+    beta = [(end - start) * t / steps + start for t in range(steps + 1)]
+    alpha_bar, product = [], 1.0
+    for b in beta:
+        product *= 1 - b
+        alpha_bar.append(product)
+    return beta, alpha_bar
+
+
+BETA, ABAR = tables()
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+class Smooth(nn.Module):
+    """A stand-in for the network that depends on everything it is given, smoothly."""
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        time, label = time.view(-1, 1, 1, 1), label.view(-1, 1, 1, 1)
+        return torch.tanh(x * (1 + 0.1 * label) + torch.sin(5 * time)) + 0.3 * x * time
+
+
+def smooth() -> Denoiser:
+    return Denoiser(Smooth(), "eps", 1.0, CLASSES, SCHEDULE.noise_input)
+
+
+# The schedule
+
+
+@pytest.mark.parametrize(("steps", "start", "end"), [(400, 1e-4, 0.02), (1, 1e-4, 0.02), (7, 1e-3, 0.3)])
+def test_the_tables_are_the_scripts(steps: int, start: float, end: float) -> None:
+    _, alpha_bar = tables(steps, start, end)
+    schedule = DiscreteBeta(timesteps=steps, beta_start=start, beta_end=end, zeroth=True)
+    ours = [schedule.sigma_end, *schedule.sigmas.tolist()]
+    assert ours == pytest.approx([math.sqrt((1 - a) / a) for a in alpha_bar], rel=1e-9)
+    assert grid(schedule, steps) == ours[::-1]
+
+
+def test_the_script_starts_off_the_training_distribution() -> None:
+    assert math.sqrt(ABAR[T]) == pytest.approx(0.132, abs=5e-4)
+    assert 1 / math.sqrt(1 + SCHEDULE.sigma_max**2) == pytest.approx(math.sqrt(ABAR[T]), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", [SCHEDULE, DiscreteBeta(), DiscreteBeta(timesteps=1), DiscreteBeta(timesteps=2)])
+def test_the_network_is_told_the_time(schedule: DiscreteBeta, dtype: torch.dtype) -> None:
+    time = schedule.noise_input(schedule.sigmas.to(dtype))
+    expected = torch.arange(1, schedule.timesteps + 1, dtype=torch.float64) / schedule.timesteps
+    torch.testing.assert_close(time.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def test_between_two_levels_time_goes_with_the_log_of_sigma() -> None:
+    low, high = SCHEDULE.sigmas[9], SCHEDULE.sigmas[10]
+    between = torch.stack([low, (low * high).sqrt(), high])
+    assert (SCHEDULE.noise_input(between) * T).tolist() == pytest.approx([10, 10.5, 11])
+    beyond = torch.tensor([1e-9, 1e9], dtype=torch.float64)
+    assert (SCHEDULE.noise_input(beyond) * T).tolist() == pytest.approx([1, 400])
+
+
+def test_training_draws_t_uniformly_and_independently(tiny_data) -> None:
+    sigma = draw_batch(tiny_data.train, CONFIG, CLASSES, 0, 8000).sigma
+    t = SCHEDULE.noise_input(sigma.double()) * T
+    assert (t - t.round()).abs().max() < 1e-3
+    counts = torch.bincount((t.round().long() - 1) // 100, minlength=4)
+    assert (counts - 2000).abs().max() < 4 * math.sqrt(8000 * 0.25 * 0.75)
+    pairs = torch.corrcoef(torch.stack([t[:-1], t[1:]]))
+    assert pairs[0, 1].abs() < 4 / math.sqrt(8000)
+
+
+# The denoiser and its loss
+
+
+def test_the_denoiser_is_eps_on_the_t_clock_for_all_t() -> None:
+    denoiser, label = smooth(), torch.tensor([4])
+    for t in range(1, T + 1):
+        sigma = math.sqrt((1 - ABAR[t]) / ABAR[t])
+        x_t = draw(t, 1, 1, 4, 4)
+        eps = Smooth()(x_t, torch.tensor([t / T], dtype=torch.float64), label)
+        x0 = (x_t - math.sqrt(1 - ABAR[t]) * eps) / math.sqrt(ABAR[t])
+        x = x_t / math.sqrt(ABAR[t])
+        ours = denoiser(x, torch.tensor([sigma], dtype=torch.float64), label)
+        torch.testing.assert_close(ours, x0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close((x - ours) / sigma, eps, rtol=1e-7, atol=1e-7)
+
+
+def test_the_loss_is_the_scripts_for_the_same_draws() -> None:
+    x0, eps, label = draw(1, 400, 1, 4, 4).sigmoid(), draw(2, 400, 1, 4, 4), torch.arange(400) % (CLASSES + 1)
+    t = torch.arange(1, T + 1)
+    abar = torch.tensor(ABAR, dtype=torch.float64)[t].view(-1, 1, 1, 1)
+    x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
+    expected = F.mse_loss(Smooth()(x_t, t.double() / T, label), eps)
+    sigma = ((1 - abar) / abar).sqrt().flatten()
+    torch.testing.assert_close(smooth().loss(x0, eps, sigma, label).mean(), expected, rtol=1e-9, atol=0)
+
+
+def test_images_lie_in_zero_to_one(tiny_data) -> None:
+    batch = draw_batch(tiny_data.train, CONFIG, CLASSES, 0, 40)
+    pixels = torch.cat([tiny_data.train.pixels[tiny_data.train.labels == label] for label in range(10)])
+    assert (batch.x0.min().item(), batch.x0.max().item()) == (0.0, 1.0)
+    torch.testing.assert_close(batch.x0.sum(), pixels.sum() / 255)
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5, 2.0])
+def test_the_chain_is_the_scripts_step_for_step(w: float) -> None:
+    """x = (x - eps (1 - alpha_t) / sqrt(1 - abar_t)) / sqrt(alpha_t) + sqrt(beta_t) z, with z = 0 at t = 1."""
+    denoiser, label = smooth(), torch.tensor([3, 7])
+    null = torch.full_like(label, CLASSES)
+    x = draw(0, 2, 1, 4, 4, dtype=torch.float32)
+    z = [draw(1000 + k, 2, 1, 4, 4, dtype=torch.float32) for k in range(T)]
+    sigmas = CONFIG.sampling.grid(SCHEDULE)
+    start = x * (sigmas[0] ** 2 + CONFIG.sigma_data**2) ** 0.5
+    steps = SAMPLERS[CONFIG.sampling.sampler](guide(denoiser, label, 1 + w), start, sigmas, z.__getitem__)
+    count = 0
+    for t, step in zip(range(T, 0, -1), steps, strict=True):
+        time = torch.full((2,), t / T)
+        eps = (1 + w) * Smooth()(x, time, label) - w * Smooth()(x, time, null)
+        x = (x - eps * (BETA[t] / math.sqrt(1 - ABAR[t]))) / math.sqrt(1 - BETA[t])
+        if t > 1:
+            x = x + math.sqrt(BETA[t]) * z[T - t]
+        ours = step.x / math.sqrt(1 + step.sigma**2)
+        assert step.sigma == pytest.approx(math.sqrt((1 - ABAR[t - 1]) / ABAR[t - 1]), rel=1e-6)
+        torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
+        count += 1
+    assert count == T
+
+
+def test_the_start_has_unit_variance_at_the_scripts_scale(tiny_data) -> None:
+    model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
+    start = model.start(range(100), model.grid()[0]) * math.sqrt(ABAR[T])
+    assert start.std().item() == pytest.approx(1, rel=0.01)
+    assert start.mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_the_start_is_the_drawn_noise_and_each_step_adds_another(tiny_data) -> None:
+    from pocketdiff import rng
+
+    model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
+    noise = rng.normal(0, rng.Stream.START, [5], (1, 28, 28))
+    torch.testing.assert_close(model.start([5], model.grid()[0]) * math.sqrt(ABAR[T]), noise)
+
+
+# The network
+
+
+def functional(state: dict[str, Tensor], x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    """The network from the issue's description, out of a state dict alone, as it computes in evaluation."""
+
+    def layer(x: Tensor, name: str) -> Tensor:
+        x = F.conv2d(x, state[f"{name}.0.weight"], state[f"{name}.0.bias"], padding=1)
+        mean, var = (state[f"{name}.1.running_{what}"][:, None, None] for what in ("mean", "var"))
+        x = (x - mean) / torch.sqrt(var + 1e-5)
+        x = x * state[f"{name}.1.weight"][:, None, None] + state[f"{name}.1.bias"][:, None, None]
+        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+    def block(x: Tensor, name: str) -> Tensor:
+        return layer(layer(x, f"{name}.conv1"), f"{name}.conv2")
+
+    def up(x: Tensor, skip: Tensor, name: str) -> Tensor:
+        weight, bias = state[f"{name}.model.0.weight"], state[f"{name}.model.0.bias"]
+        x = F.conv_transpose2d(torch.cat([x, skip], 1), weight, bias, stride=2)
+        return block(block(x, f"{name}.model.1"), f"{name}.model.2")
+
+    def embed(x: Tensor, name: str) -> Tensor:
+        x = F.gelu(F.linear(x, state[f"{name}.model.0.weight"], state[f"{name}.model.0.bias"]))
+        return F.linear(x, state[f"{name}.model.2.weight"], state[f"{name}.model.2.bias"])[:, :, None, None]
+
+    first = layer(x, "init_conv.conv1")
+    x = (first + layer(first, "init_conv.conv2")) / 1.414
+    d1 = F.max_pool2d(block(x, "down1.model.0"), 2)
+    d2 = F.max_pool2d(block(d1, "down2.model.0"), 2)
+    vector = F.gelu(d2.mean((2, 3), keepdim=True))
+    h = F.conv_transpose2d(vector, state["up0.0.weight"], state["up0.0.bias"], stride=7)
+    h = F.relu(F.group_norm(h, 8, state["up0.1.weight"], state["up0.1.bias"]))
+    c1, c2 = embed(context, "contextembed1"), embed(context, "contextembed2")
+    t1, t2 = embed(time, "timeembed1"), embed(time, "timeembed2")
+    h = up(c1 * h + t1, d2, "up1")
+    h = up(c2 * h + t2, d1, "up2")
+    h = F.conv2d(torch.cat([h, x], 1), state["out.0.weight"], state["out.0.bias"], padding=1)
+    h = F.relu(F.group_norm(h, 8, state["out.1.weight"], state["out.1.bias"]))
+    return F.conv2d(h, state["out.3.weight"], state["out.3.bias"], padding=1)
+
+
+def lived_in(n_feat: int, channels: int = 1, classes: int = CLASSES, seed: int = 0) -> nn.Module:
+    """A network whose batch norms have seen something, as after training."""
+    torch.manual_seed(seed)
+    net = ContextUnetConfig(n_feat=n_feat).build(channels, classes)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("n_feat", "channels", "classes"), [(8, 1, 10), (16, 3, 4)])
+def test_the_network_is_the_scripts(n_feat: int, channels: int, classes: int) -> None:
+    net = lived_in(n_feat, channels, classes).double()
+    x, time = draw(1, classes + 1, channels, 28, 28), torch.linspace(0, 1, classes + 1, dtype=torch.float64)
+    label = torch.arange(classes + 1)  # the last one is dropped
+    context = torch.zeros(classes + 1, classes, dtype=torch.float64)
+    context[torch.arange(classes), torch.arange(classes)] = -1
+    expected = functional(net.state_dict(), x, time[:, None], context)
+    torch.testing.assert_close(net(x, time, label), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_it_has_the_scripts_parameters_and_names() -> None:
+    net = CONFIG.net.build(1, 10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 6_585_601
+    state = net.state_dict()
+    for name, shape in {
+        "init_conv.conv1.0.weight": (128, 1, 3, 3),
+        "init_conv.conv2.1.running_var": (128,),
+        "down1.model.0.conv1.0.weight": (128, 128, 3, 3),
+        "down2.model.0.conv2.1.num_batches_tracked": (),
+        "timeembed1.model.0.weight": (256, 1),
+        "timeembed2.model.2.weight": (128, 128),
+        "contextembed1.model.0.weight": (256, 10),
+        "contextembed2.model.2.bias": (128,),
+        "up0.0.weight": (256, 256, 7, 7),
+        "up1.model.0.weight": (512, 128, 2, 2),
+        "up1.model.2.conv2.1.weight": (128,),
+        "up2.model.0.weight": (256, 128, 2, 2),
+        "out.0.weight": (128, 256, 3, 3),
+        "out.3.bias": (1,),
+    }.items():
+        assert state[name].shape == shape, name
+
+
+def test_a_residual_block_of_equal_channels_goes_around_both_convolutions() -> None:
+    from pocketdiff.nets.context_unet import ResidualConvBlock
+
+    block = ResidualConvBlock(8, 8, is_res=True).eval()
+    nn.init.zeros_(block.conv2[1].weight)  # type: ignore[arg-type]
+    x = draw(1, 2, 8, 5, 5, dtype=torch.float32)
+    torch.testing.assert_close(block(x), x / 1.414)  # GELU(0) = 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (27, 33), (28, 28), (32, 20), (64, 64)])
+def test_any_size_passes(height: int, width: int) -> None:
+    net = lived_in(8)
+    x = draw(1, 2, 1, height, width, dtype=torch.float32)
+    assert net(x, torch.rand(2), torch.tensor([3, 10])).shape == x.shape
+
+
+# The preset
+
+
+def test_the_preset_is_the_experiment(tiny_data) -> None:
+    assert (CONFIG.epochs, CONFIG.images, CONFIG.batch, CONFIG.label_dropout) == (20, None, 256, 0.1)
+    assert CONFIG.length(60_000) == 1_200_000
+    assert CONFIG.guidance_strengths == (0.0, 0.5, 2.0)
+    assert (CONFIG.net, CONFIG.schedule) == (ContextUnetConfig(n_feat=128), SCHEDULE)
+    state = TrainState.new(SMALL, tiny_data.info)
+    (adam,) = state.optimizers
+    assert isinstance(adam, torch.optim.Adam)
+    group = adam.param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0)
+    assert len(group["params"]) == len(list(state.denoiser.parameters()))
+
+
+def test_batches_end_with_the_epoch_and_the_rate_falls_by_the_epoch(tiny_data) -> None:
+    config = SMALL.model_copy(update={"epochs": 4, "batch": 16})
+    state, rates, seen = TrainState.new(config, tiny_data.info), [], []
+    for metrics in train(state, tiny_data.train, config):
+        seen.append(metrics.seen)
+        rates.append(state.optimizers[0].param_groups[0]["lr"])
+        for ours, other in zip(state.ema.state_dict().values(), state.denoiser.state_dict().values(), strict=True):
+            assert torch.equal(ours, other)  # no average of the weights
+    assert seen == [end + 40 * epoch for epoch in range(4) for end in (16, 32, 40)]
+    assert rates == pytest.approx([1e-4 * (1 - epoch / 4) for epoch in range(4) for _ in range(3)])
+
+
+def test_frames_are_kept_where_the_script_keeps_them(tiny_data, monkeypatch) -> None:
+    from pocketdiff import pictures
+
+    kept: list[Tensor] = []
+    model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
+    every = [model.to_pixels(step.x / math.sqrt(1 + step.sigma**2)) for step in model.steps([3], [0])]
+    kept = pictures.denoising(model, [3], [0], SMALL.sampling, SMALL.gif_stride)
+    wanted = [T - t for t in range(T, 0, -1) if t % 20 == 0 or t == T or t < 8]
+    assert len(kept) == len(wanted) == 27
+    assert all(torch.equal(frame, every[index]) for frame, index in zip(kept, wanted, strict=True))
+
+
+def test_a_sampler_that_is_not_the_scripts_takes_its_model_too(tiny_data) -> None:
+    from pocketdiff.config import SamplingConfig
+    from pocketdiff.schedule import Karras
+
+    model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
+    fewer = SamplingConfig(sampler="euler", steps=7, schedule=None)
+    assert len(model.grid(fewer)) == 8
+    assert set(model.grid(fewer)) <= set(model.grid())
+    off_the_chain = SamplingConfig(sampler="dpmpp_2m", steps=4, schedule=Karras(sigma_min=0.02, sigma_max=7.5))
+    for sampling in (fewer, off_the_chain):
+        assert model.generate([1, 2], [3, 4], sampling).shape == (2, 1, 28, 28)

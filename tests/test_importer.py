@@ -1,0 +1,206 @@
+"""Importing what the original script saved: its equations in float32 on one side, pocketdiff's model on the other."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pocketdiff
+from pocketdiff.checkpoint import CheckpointError
+from pocketdiff.cli import run
+from pocketdiff.importer import import_ddpm
+from tests.test_ddpm import functional, lived_in
+
+
+def saved(
+    n_feat: int = 8, channels: int = 1, classes: int = 10, steps: int = 30, start: float = 1e-4
+) -> dict[str, Tensor]:
+    """The state dict of the script's DDPM, its tables in float32."""
+    net = lived_in(n_feat, channels, classes, seed=n_feat)
+    beta = (0.02 - start) * torch.arange(0, steps + 1, dtype=torch.float32) / steps + start
+    alpha = 1 - beta
+    alphabar = torch.cumsum(torch.log(alpha), 0).exp()
+    return {
+        "alpha_t": alpha,
+        "oneover_sqrta": 1 / torch.sqrt(alpha),
+        "sqrt_beta_t": torch.sqrt(beta),
+        "alphabar_t": alphabar,
+        "sqrtab": torch.sqrt(alphabar),
+        "sqrtmab": torch.sqrt(1 - alphabar),
+        "mab_over_sqrtmab": (1 - alpha) / torch.sqrt(1 - alphabar),
+        **{f"nn_model.{name}": tensor for name, tensor in net.state_dict().items()},
+    }
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    return saved()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model_19.pth"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("n_feat", "channels", "classes", "steps", "start"),
+    [(8, 1, 10, 30, 1e-4), (16, 3, 4, 7, 1e-3), (8, 1, 2, 1000, 1e-5), (24, 1, 10, 400, 1e-4)],
+)
+def test_the_imported_models_eps_is_the_scripts(n_feat, channels, classes, steps, start, file, tmp_path) -> None:
+    """For every label, kept and dropped, and t from 1 to T, after a round trip through the command line."""
+    state = saved(n_feat, channels, classes, steps, start)
+    torch.save(state, file)
+    out = tmp_path / "model.safetensors"
+    assert run(["import-ddpm", str(file), "--out", str(out)]) == 0
+    denoiser = pocketdiff.load(out).denoiser.eval()
+    net = {name.removeprefix("nn_model."): tensor for name, tensor in state.items()}
+    label = torch.arange(classes + 1)
+    context = -torch.eye(classes + 1)[:, :classes]
+    generator = torch.Generator().manual_seed(0)
+    for t in {1, 2, 3, steps // 2, steps - 1, steps} - {0}:
+        x_t = torch.randn((classes + 1, channels, 28, 28), generator=generator)
+        expected = functional(net, x_t, torch.full((classes + 1, 1), t / steps), context)
+        abar = state["alphabar_t"][t].double()
+        sigma = ((1 - abar) / abar).sqrt().float().expand(classes + 1)
+        x = x_t / state["sqrtab"][t]
+        ours = (x - denoiser(x, sigma, label)) / sigma.view(-1, 1, 1, 1)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+def test_what_is_found_is_in_the_models_config(file, tmp_path, capsys) -> None:
+    torch.save(saved(16, 1, 4, 50, 2e-4), file)
+    out = tmp_path / "model.safetensors"
+    assert run(["import-ddpm", str(file), "--out", str(out)]) == 0
+    assert "4 classes, 50 steps" in capsys.readouterr().out
+    config = pocketdiff.load(out).config
+    assert config.net.model_dump() == {"kind": "context_unet", "n_feat": 16}
+    assert config.schedule.model_dump() == {
+        "kind": "discrete_beta", "timesteps": 50, "beta_start": 2e-4, "beta_end": 0.02, "zeroth": True,
+    }  # fmt: skip
+    assert run(["info", str(out)]) == 0
+    assert "trained on  unknown images" in capsys.readouterr().out
+
+
+def test_the_model_samples_like_any_other(state, file, tmp_path) -> None:
+    torch.save(state, file)
+    out = tmp_path / "model.safetensors"
+    assert run(["import-ddpm", str(file), "--out", str(out)]) == 0
+    for name in ("digits.png", "digits.gif", "digits.npz"):
+        assert run(["sample", str(out), "--labels", "0-9", "--out", str(tmp_path / name)]) == 0
+    few = ["--sampler", "euler", "--steps", "5", "--labels", "3", "--out", str(tmp_path / "few.png")]
+    assert run(["sample", str(out), *few]) == 0
+
+
+Change = Callable[[dict[str, Tensor]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("nn_model.up0.0.weight"), "lacks nn_model.up0.0.weight"),
+        (lambda s: s.pop("nn_model.init_conv.conv1.0.weight"), "lacks nn_model.init_conv.conv1.0.weight"),
+        (lambda s: s.pop("sqrt_beta_t"), "lacks sqrt_beta_t"),
+        (lambda s: s.pop("sqrtmab"), "lacks sqrtmab"),
+        (lambda s: s.update(extra=torch.zeros(1)), "holds extra"),
+        (lambda s: s.update({"nn_model.extra": torch.zeros(1)}), "holds nn_model.extra"),
+        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(2)}), "nn_model.out.3.bias is of shape (2,)"),
+        (lambda s: s.update({"nn_model.out.3.bias": torch.tensor([torch.nan])}), "nn_model.out.3.bias is not finite"),
+        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1, dtype=torch.cfloat)}), "no plain tensor"),
+        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1).to_sparse()}), "no plain tensor"),
+        (lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(1).expand(10**9, 1, 3, 3)}), "no plain"),
+        (lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(12, 1, 3, 3)}), "n_feat cannot be 12"),
+        (lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(8, 2, 3, 3)}), "2 channels"),
+        (lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(8)}), "not of the script's shapes"),
+        (lambda s: s.update({"nn_model.contextembed1.model.0.weight": torch.zeros(16, 0)}), "0 classes"),
+        (lambda s: s.update(sqrt_beta_t=torch.zeros(0)), "not of the script's shapes"),
+        (lambda s: s.update(sqrt_beta_t=torch.tensor(0.1)), "not of the script's shapes"),
+        (lambda s: s.update(sqrt_beta_t=s["sqrt_beta_t"] * torch.nan), "beta_start cannot be nan"),
+        (lambda s: s.update(sqrt_beta_t=s["sqrt_beta_t"][:1]), "timesteps cannot be 0"),
+        (lambda s: s["sqrt_beta_t"].__setitem__(7, 0.01), "sqrt_beta_t is no table"),
+        (lambda s: s["alphabar_t"].__setitem__(7, 0.5), "alphabar_t is no table"),
+        (lambda s: s["mab_over_sqrtmab"].mul_(1.1), "mab_over_sqrtmab is no table"),
+        (lambda s: s.update({3: torch.zeros(1)}), "holds no state dict"),
+        (lambda s: s.update(epoch=3), "epoch is no plain tensor"),
+    ],
+)
+def test_a_file_that_is_none_says_so_in_a_sentence(change: Change, message: str, state, file, tmp_path, capsys) -> None:
+    change(state)
+    torch.save(state, file)
+    refused(file, message, tmp_path, capsys)
+
+
+def refused(file: Path, message: str, folder: Path, capsys) -> None:
+    out = folder / "model.safetensors"
+    capsys.readouterr()
+    assert run(["import-ddpm", str(file), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"pocketdiff: [^\n]+\n", error), error
+    assert str(file) in error
+    assert message in error
+    assert not out.exists()
+
+
+class Evil:
+    """Runs code where a pickle is trusted."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("owned"),))
+
+
+@pytest.mark.parametrize(
+    "what", [[torch.zeros(3)], torch.zeros(3), {"model": {"a": torch.zeros(1)}}, Evil(), "text", None]
+)
+def test_other_things_that_torch_saves(what: object, file, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(what, file)
+    refused(file, "script's torch.save", tmp_path, capsys)
+    assert not Path("owned").exists()
+
+
+def test_files_that_are_none(file, tmp_path, capsys) -> None:
+    refused(file, "no such file", tmp_path, capsys)
+    refused(tmp_path, "no such file", tmp_path, capsys)
+    file.write_bytes(b"")
+    refused(file, "cannot be read as a state dict", tmp_path, capsys)
+    file.write_text("<html>404</html>")
+    refused(file, "cannot be read as a state dict", tmp_path, capsys)
+
+
+def test_what_is_there_is_not_overwritten(state, file, tmp_path, capsys) -> None:
+    torch.save(state, file)
+    out = tmp_path / "model.safetensors"
+    out.write_text("years of work")
+    for words in (["--out", str(out)], ["--out", str(tmp_path / "model.pth")], ["--out", str(file)]):
+        assert run(["import-ddpm", str(file), *words]) == 2
+    assert out.read_text() == "years of work"
+    assert run(["import-ddpm", str(file), "--out", str(out), "--overwrite"]) == 0
+    assert pocketdiff.load(out).classes == tuple("0123456789")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_damage_gives_a_model_or_the_packages_error(data, tmp_path_factory) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.pth"
+    good = tmp_path_factory.getbasetemp() / "good.pth"
+    if not good.exists():
+        torch.save(saved(), good)
+    content = bytearray(good.read_bytes())
+    if data.draw(st.booleans()):
+        content = bytearray(data.draw(st.binary(max_size=200)))
+    else:
+        # The pickle, which says what the tensors are, comes first; the directory of the archive last.
+        at = data.draw(st.integers(0, 12_000) | st.integers(len(content) - 12_000, len(content) - 1))
+        content[at : at + data.draw(st.integers(1, 4))] = data.draw(st.binary(max_size=4))
+    path.write_bytes(content)
+    try:
+        denoiser, _ = import_ddpm(path)
+    except CheckpointError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017 (both ways are right)
+    else:
+        assert all(tensor.isfinite().all() for tensor in denoiser.state_dict().values())
