@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
 import pocketdiff
@@ -22,7 +22,8 @@ from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.sample import parse_labels
 from pocketdiff.config import PRESETS, TrainConfig
 from pocketdiff.data import load_data
-from pocketdiff.schedule import Karras, LogNormal
+from pocketdiff.nets.context_unet import ContextUnetConfig
+from pocketdiff.schedule import DiscreteBeta, Karras, LogNormal
 
 TINY = "--images 92 --batch 7 --widths 8 16 --blocks 1 --embedding 16 --steps 2 --checkpoint-every 16 --log-every 16"
 
@@ -119,6 +120,41 @@ def test_flags_reach_every_depth() -> None:
     assert flags("--pictures-every", "none").pictures_every is None
 
 
+def test_the_original_experiments_knobs_are_flags() -> None:
+    config = flags("--n-feat", "16", "--timesteps", "50", "--sampling.steps", "9", config=PRESETS["ddpm"])
+    assert config.net == ContextUnetConfig(n_feat=16)
+    assert config.schedule == DiscreteBeta(timesteps=50, beta_start=1e-4, beta_end=0.02, zeroth=True)
+    assert len(config.sampling.grid(config.schedule)) == 10
+    whole = flags("--timesteps", "50", config=PRESETS["ddpm"])
+    assert len(whole.sampling.grid(whole.schedule)) == 51  # sampling goes with it
+
+
+def test_a_length_that_is_given_takes_the_others_place() -> None:
+    from pocketdiff.cli.train import _parse
+
+    for words, length in {
+        "--preset ddpm": (None, 20),
+        "--preset ddpm --epochs 2": (None, 2),
+        "--preset ddpm --images 500": (500, None),
+        "--preset quick --epochs 3": (None, 3),
+        "--preset quick --images 500": (500, None),
+    }.items():
+        namespace, preset, _ = _parse(words.split())
+        config = apply(PRESETS[preset], namespace)
+        assert (config.images, config.epochs) == length
+    assert (TrainConfig(epochs=3).images, TrainConfig().images) == (None, 100_000)
+
+
+def test_a_schedule_of_its_own_may_be_given_to_sampling_and_taken_away() -> None:
+    own = flags(
+        "--sampling.schedule.kind", "karras", "--sampling.schedule.rho", "5", "--steps", "5", config=PRESETS["ddpm"]
+    )
+    assert own.sampling.schedule == Karras(rho=5)
+    assert flags("--sampling.schedule.kind", "none", "--schedule.kind", "flow").sampling.schedule is None
+    with pytest.raises(UsageError, match=r"--sampling.schedule.rho 5: needs --sampling.schedule.kind beside it"):
+        flags("--sampling.schedule.rho", "5", config=PRESETS["ddpm"])
+
+
 def test_a_new_kind_begins_with_its_own_defaults() -> None:
     assert flags("--schedule.kind", "karras").schedule == Karras()
     assert flags("--schedule.rho", "5", "--schedule.kind", "karras").schedule == Karras(rho=5)
@@ -155,6 +191,14 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
     [
         ("fly", "no verb 'fly'"),
         ("train --imges 5", "did you mean --images?"),
+        ("train --images 5 --epochs 5", "give one of them, and not both"),
+        ("train --epochs 0", "--epochs 0: input should be greater than or equal to 1"),
+        ("train --preset ddpm --n-feat 12", "--net.n-feat 12: input should be a multiple of 8"),
+        ("train --n-feat 16", "--net.n-feat 16"),
+        ("train --preset ddpm --timesteps 10 --steps 11", "only 10 noise levels"),
+        ("train --sampling.steps none", "no number of levels of its own"),
+        ("import-ddpm /nowhere.pth", "/nowhere.pth: no such file"),
+        ("import-ddpm x.pth --out model.pth", "must end in .safetensors"),
         ("train --preset huge", "there are quick, laptop, ddpm, gpu"),
         ("train --images -1", "--images -1: input should be greater than or equal to 1"),
         ("train --images many", "--images many"),
@@ -168,6 +212,7 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("train --device meta", "no such device"),
         ("train --out /dev/null/x", "take another --out"),
         ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
+        ("train --net.kind none", "--net.kind none"),
         ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
         ("train --size 32 32 32", "--size 32 32 32"),
         ("train --size 8", "--size 8: input should be greater than or equal to 16"),
@@ -332,21 +377,25 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(data: Path, tmp_path) -
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_path) -> None:
+@pytest.mark.parametrize("preset", ["quick", "ddpm"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(preset, data: Path, tmp_path) -> None:
     """SIGKILL, SIGINT and SIGTERM, each once, then to the end."""
-    more = ("--images", "4000", "--checkpoint-every", "160")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    spawn(train_words(data, whole, *more)).communicate(timeout=300)
+    words, often, leap = {
+        "quick": (train_words, ("--images", "4000", "--checkpoint-every", "160"), 600),
+        "ddpm": (ddpm_words, ("--epochs", "30", "--pictures-every", "10"), 200),
+    }[preset]
+    spawn(words(data, whole, *often)).communicate(timeout=300)
     reached = 0
     for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)):
-        process = spawn(train_words(data, broken, *more))
-        reached = wait_for_progress(broken, process, reached + 600)
+        process = spawn(words(data, broken, *often))
+        reached = wait_for_progress(broken, process, reached + leap)
         process.send_signal(number)
         out, error = process.communicate(timeout=60)
         assert process.returncode == status, error
         assert ("the same command again goes on" in out) == (number != signal.SIGKILL)
         assert "Traceback" not in error
-    done = spawn(train_words(data, broken, *more))
+    done = spawn(words(data, broken, *often))
     out, _ = done.communicate(timeout=300)
     assert "going on from" in out
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (broken, whole))
@@ -354,6 +403,103 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(data: Path, tmp_pat
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))  # no line twice
     assert contents(broken / "pictures") == contents(whole / "pictures")
+
+
+DDPM = "--preset ddpm --n-feat 8 --timesteps 10 --batch 16 --checkpoint-every 16 --log-every 16"
+
+
+def ddpm_words(data: Path, out: Path, *more: str) -> list[str]:
+    return ["train", "--data", str(data), "--out", str(out), *DDPM.split(), *more]
+
+
+def test_the_original_experiment_leaves_its_pictures(data: Path, tmp_path, capsys) -> None:
+    out = tmp_path / "run"
+    assert run(ddpm_words(data, out, "--epochs", "7")) == 0
+    assert "hours" not in capsys.readouterr().err
+    grids = {f"image_ep{epoch}_w{w}.png" for epoch in range(7) for w in ("0", "0.5", "2")}
+    gifs = {f"gif_ep{epoch}_w{w}.gif" for epoch in (0, 5, 6) for w in ("0", "0.5", "2")}
+    assert {path.name for path in (out / "pictures").iterdir()} == grids | gifs
+    with Image.open(out / "pictures/gif_ep5_w2.gif") as gif:
+        assert sum(1 for _ in ImageSequence.Iterator(gif)) == 8  # t = 10, and 7 to 1
+    with Image.open(out / "pictures/image_ep6_w0.5.png") as picture:
+        assert picture.width == (10 * 30 + 2) * 2
+        assert np.asarray(picture)[-60:].mean() > 180  # real rows, dark on white
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["epoch"] == 6
+    assert lines[-1]["lr"] == pytest.approx(1 / 7)
+    assert (json.loads((out / "summary.json").read_text()))["steps"] == 21
+
+
+def test_other_sizes_and_colours_train_with_the_original_network(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", images=rng.integers(0, 256, (12, 20, 17, 3), dtype=np.uint8), labels=np.arange(12) % 2)
+    assert run(ddpm_words(tmp_path / "x.npz", tmp_path / "run", "--epochs", "1")) == 0
+
+
+def test_a_long_run_is_announced_with_its_hours_and_goes_on(data: Path, tmp_path, capsys, monkeypatch) -> None:
+    from pocketdiff.cli import train as module
+
+    monkeypatch.setattr(module, "LONG", 0.0)
+    assert run(ddpm_words(data, tmp_path / "run", "--epochs", "1")) == 0
+    words = capsys.readouterr().err
+    assert re.search(
+        r"^pocketdiff: on this CPU that takes about [\d.]+ hours: [\d.]+ of training and", words, re.MULTILINE
+    )
+
+
+def test_the_forecast_counts_the_pictures_that_are_drawn(data: Path, tmp_path, monkeypatch) -> None:
+    from pocketdiff.cli.gallery import Gallery
+    from pocketdiff.denoiser import Denoiser
+
+    asked = {"foretold": 0, "drawn": 0}
+    forward, work, draw = Denoiser.forward, Gallery.work, Gallery.draw
+
+    def foretell(self, seen: int) -> int:
+        asked["foretold"] = work(self, seen)
+        return asked["foretold"]
+
+    def count(self, *words) -> object:
+        def forwarded(self, x, sigma, label) -> object:
+            asked["drawn"] += len(x)
+            return forward(self, x, sigma, label)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Denoiser, "forward", forwarded)
+            return draw(self, *words)
+
+    monkeypatch.setattr(Gallery, "work", foretell)
+    monkeypatch.setattr(Gallery, "draw", count)
+    for words in (ddpm_words(data, tmp_path / "a", "--epochs", "7"), train_words(data, tmp_path / "b")):
+        asked["drawn"] = 0
+        assert run(words) == 0
+        assert asked["drawn"] == asked["foretold"] > 0
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_signal_while_drawing_leaves_at_once_and_the_pictures_are_owed(
+    ends, data: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    """At the edge of the first epoch, or when all is trained: the next session draws first."""
+    from pocketdiff import pictures
+
+    epochs = ("--epochs", "1" if ends else "2")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(ddpm_words(data, whole, *epochs)) == 0
+    denoising = pictures.denoising
+
+    def interrupted(model, labels, seeds, sampling, stride) -> object:
+        if sampling.scale > 1:  # the second guidance strength
+            os.kill(os.getpid(), signal.SIGINT)
+        return denoising(model, labels, seeds, sampling, stride)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "denoising", interrupted)
+        assert run(ddpm_words(data, broken, *epochs)) == 130
+    assert "stopped, and saved as" in capsys.readouterr().out
+    assert {path.name for path in (broken / "pictures").iterdir()} == {"image_ep0_w0.png", "gif_ep0_w0.gif"}
+    assert run(ddpm_words(data, broken, *epochs)) == 0
+    assert contents(broken / "pictures") == contents(whole / "pictures")
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def wait_for_progress(run: Path, process: subprocess.Popen[str], seen: int) -> int:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -93,7 +94,7 @@ class Bar:
         elif time.perf_counter() - self.last_line >= _PLAIN_SECONDS:
             self.last_line = time.perf_counter()
             left = (self.last_line - self.began) / (done - self.first) * (self.total - done) if done > self.first else 0
-            words = f"{self.what} {done:,} of {self.total:,}", note, f"{left:.0f} s left"
+            words = f"{self.what} {done:,} of {self.total:,}", note, f"{timedelta(seconds=round(left))} left"
             print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
 

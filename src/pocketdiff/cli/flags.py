@@ -65,6 +65,8 @@ def add_config(parser: Parser, config: BaseModel, defaults: str = "the preset's"
         flags = [f"--{part.replace('_', '-')}" for part in (leaf.path, *short)]
         only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and name != "kind" else ""
         present = _get(config, leaf.path)
+        if present is _ABSENT and name == "kind":
+            present = None
         default = "" if present is _ABSENT else f" (default: {_show(present)})"
         text = f"{only}{leaf.help}{default}".replace("%", "%%")
         if leaf.annotation is bool:
@@ -94,9 +96,13 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
         *parents, name = path.split(".")
         branch = tree
         for parent in parents:
-            if branch[parent] is None:
-                branch[parent] = {}
-            branch = branch[parent]
+            above = branch
+            if above[parent] is None:
+                above[parent] = {}
+            branch = above[parent]
+        if name == "kind" and value == "none":
+            above[parents[-1]] = None
+            continue
         if name == "kind" and branch.get(name) != value:
             branch.clear()
         branch[name] = None if value in ("none", ["none"]) else value
@@ -134,6 +140,8 @@ def _leaves(model: type[BaseModel], prefix: str = "", kinds: tuple[str, ...] = (
             for kind in nested:
                 own = (str(kind.model_fields["kind"].default),) if len(nested) > 1 else ()
                 yield from _leaves(kind, f"{prefix}{name}.", own)
+            if type(None) in get_args(field.annotation):
+                yield _Leaf(f"{prefix}{name}.kind", field.annotation, "", ("none",))
         elif name != "kind" or kinds:
             text = "which kind it is" if name == "kind" else (field.description or "").removesuffix(".")
             yield _Leaf(f"{prefix}{name}", field.annotation, text, kinds)

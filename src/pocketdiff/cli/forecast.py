@@ -11,27 +11,41 @@ from pocketdiff.generate import DiffusionModel
 from pocketdiff.guidance import guide
 from pocketdiff.train import draw_batch
 
-_COUNT = 16
-"""Images in a measurement: enough to be as fast as many are, near enough."""
+_FEW = 16
+"""Images in the first measurement, which says how many the second can have."""
+_SECONDS = 10.0
+"""The longest that the second one may take."""
 
 
 def seconds_to_train(denoiser: Denoiser, data: Images, config: TrainConfig) -> float:
     """Time that training takes for an image, the optimizer's own left out; on a copy, so that nothing changes."""
-    batch = draw_batch(data, config, denoiser.null, 0, _COUNT)
     trained = copy.deepcopy(denoiser).train()
-    return _seconds(lambda: trained.loss(*batch).mean().backward()) / _COUNT
+
+    def work(count: int) -> None:
+        trained.loss(*draw_batch(data, config, denoiser.null, 0, count)).mean().backward()
+
+    return _seconds_each(work, config.batch)
 
 
-def seconds_to_denoise(model: DiffusionModel) -> float:
-    """Time that one look at an image takes."""
-    x = model.start(range(_COUNT), 1.0)
-    denoise = guide(model.denoiser.eval(), x.new_zeros(_COUNT).long())
-    return _seconds(lambda: denoise(x, 1.0)) / _COUNT
+def seconds_to_denoise(model: DiffusionModel, count: int) -> float:
+    """Time that one look at an image takes, among ``count`` of them."""
+
+    def work(count: int) -> None:
+        x = model.start(range(count), 1.0)
+        guide(model.denoiser.eval(), x.new_zeros(count).long())(x, 1.0)
+
+    return _seconds_each(work, count)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Time of the second call; the first one sets up."""
-    work()
+def _seconds_each(work: Callable[[int], None], most: int) -> float:
+    """Time of the work for each image: in batches as large as the run's, for these are slower where memory is."""
+    few = min(_FEW, most)
+    work(few)
+    each = _timed(work, few)
+    return _timed(work, max(few, min(most, int(_SECONDS / each))))
+
+
+def _timed(work: Callable[[int], None], count: int) -> float:
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    work(count)
+    return (time.perf_counter() - began) / count

@@ -29,8 +29,8 @@ EXAMPLES = """examples:
   pocketdiff train --preset quick --seed 1 --out runs/a
   pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
-  pocketdiff train --preset ddpm                        the original experiment, for a GPU; or, in two minutes,
-  pocketdiff train --preset ddpm --n-feat 16 --epochs 1 --timesteps 200 --out runs/ddpm-small
+  pocketdiff train --preset ddpm                        the original experiment: a day on two cores; small, in minutes:
+  pocketdiff train --preset ddpm --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 --batch 128 --adam-lr 2e-3
 """
 
 LONG = 3600.0
@@ -151,7 +151,7 @@ class _Run:
         """Says how long a run will take, where that is long: measured on a few images, before anything is changed."""
         left, asked = self.length - self.state.seen, self.gallery.work(self.state.seen)
         training = left * seconds_to_train(self.state.denoiser, self.data.train, self.config)
-        drawing = asked * seconds_to_denoise(self.model)
+        drawing = asked * seconds_to_denoise(self.model, len(self.gallery.labels))
         if training + drawing >= LONG:
             total, *parts = (f"{seconds / 3600:.1f}" for seconds in (training + drawing, training, drawing))
             warn(
