@@ -136,6 +136,7 @@ def test_a_length_that_is_given_takes_the_others_place() -> None:
         "--preset ddpm": (None, 20),
         "--preset ddpm --epochs 2": (None, 2),
         "--preset ddpm --images 500": (500, None),
+        "--preset ddpm --images none": (None, 20),
         "--preset quick --epochs 3": (None, 3),
         "--preset quick --images 500": (500, None),
     }.items():
@@ -151,7 +152,9 @@ def test_a_schedule_of_its_own_may_be_given_to_sampling_and_taken_away() -> None
     )
     assert own.sampling.schedule == Karras(rho=5)
     assert flags("--sampling.schedule.kind", "none", "--schedule.kind", "flow").sampling.schedule is None
-    with pytest.raises(UsageError, match=r"--sampling.schedule.rho 5: needs --sampling.schedule.kind beside it"):
+    with pytest.raises(
+        UsageError, match=r"--sampling.schedule.rho 5: goes with a --sampling.schedule.kind that has it"
+    ):
         flags("--sampling.schedule.rho", "5", config=PRESETS["ddpm"])
 
 
@@ -204,15 +207,17 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("train --images many", "--images many"),
         ("train --images", "expected one argument"),
         ("train --schedule.sigma-min 100", "sigma_min (100) must be below sigma_max (80)"),
-        ("train --schedule.kind wavy", "--schedule.kind wavy"),
+        ("train --schedule.kind wavy", "--schedule.kind wavy: there is no such kind; use karras, lognormal"),
         ("train --schedule.rho 3", "--schedule.rho 3"),
-        ("train --schedule.kind karras --schedule.rho 0.001", "not finite and above 0"),
-        ("train --schedule.kind discrete_beta --schedule.beta-end 0.95", "not finite and above 0"),
+        ("train --schedule.kind karras --schedule.rho 0.001", "not between 0 and 1e+30"),
+        ("train --schedule.kind discrete_beta --schedule.beta-end 0.95", "not between 0 and 1e+30"),
         ("train --sampling.schedule.kind discrete_beta --sampling.schedule.timesteps 5", "has only 5 noise levels"),
         ("train --device meta", "no such device"),
         ("train --out /dev/null/x", "take another --out"),
         ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
-        ("train --net.kind none", "--net.kind none"),
+        ("train --net.kind none", "--net.kind none: there is no such kind; use unet, context_unet"),
+        ("train --images none", "give one of them"),
+        ("train --sampling.schedule.kind none --sampling.schedule.rho 5", "here that is none"),
         ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
         ("train --size 32 32 32", "--size 32 32 32"),
         ("train --size 8", "--size 8: input should be greater than or equal to 16"),
@@ -258,6 +263,17 @@ def test_a_run_leaves_all_its_files(finished: Path, capsys) -> None:
         real = np.asarray(picture)[picture.height // 2 + 12 :]
         assert real.mean() > 200  # dark ink on white
         assert real.min() < 20
+
+
+def test_the_shown_loss_is_a_moving_average_and_the_written_one_a_mean(tmp_path) -> None:
+    from pocketdiff.cli.records import MetricsLog
+    from pocketdiff.train import Metrics
+
+    log = MetricsLog(tmp_path / "metrics.jsonl", every=30)
+    for step, loss in enumerate((1.0, 0.5, 0.25), 1):
+        log.add(Metrics(step, 10 * step, 0, torch.tensor(loss), 1.0), float(step), last=False)
+    assert log.note.startswith(f"loss {0.95 * (0.95 * 1.0 + 0.05 * 0.5) + 0.05 * 0.25:.4f}, 10 img/s")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == pytest.approx(1.75 / 3)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished: Path, data: Path, capsys) -> None:
@@ -475,6 +491,25 @@ def test_the_forecast_counts_the_pictures_that_are_drawn(data: Path, tmp_path, m
         assert asked["drawn"] == asked["foretold"] > 0
 
 
+def test_time_spent_on_pictures_that_were_owed_counts(data: Path, tmp_path, monkeypatch) -> None:
+    from pocketdiff.cli.gallery import Gallery
+
+    out, draw = tmp_path / "run", Gallery.draw
+    assert run(ddpm_words(data, out, "--epochs", "1")) == 0
+    for name in ("summary.json", "pictures/image_ep0_w0.png"):
+        (out / name).unlink()
+
+    def slowly(self, *words) -> object:
+        time.sleep(1)
+        return draw(self, *words)
+
+    monkeypatch.setattr(Gallery, "draw", slowly)
+    assert run(ddpm_words(data, out, "--epochs", "1")) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["other_seconds"] > 1
+    assert (out / "pictures/image_ep0_w0.png").exists()
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_signal_while_drawing_leaves_at_once_and_the_pictures_are_owed(
     ends, data: Path, tmp_path, monkeypatch, capsys
@@ -487,10 +522,10 @@ def test_a_signal_while_drawing_leaves_at_once_and_the_pictures_are_owed(
     assert run(ddpm_words(data, whole, *epochs)) == 0
     denoising = pictures.denoising
 
-    def interrupted(model, labels, seeds, sampling, stride) -> object:
+    def interrupted(model, labels, seeds, sampling) -> object:
         if sampling.scale > 1:  # the second guidance strength
             os.kill(os.getpid(), signal.SIGINT)
-        return denoising(model, labels, seeds, sampling, stride)
+        return denoising(model, labels, seeds, sampling)
 
     with monkeypatch.context() as patch:
         patch.setattr(pictures, "denoising", interrupted)
@@ -592,7 +627,9 @@ def test_what_is_there_is_not_overwritten(finished: Path, tmp_path, capsys) -> N
     fails(capsys, ["sample", str(finished), "--seed", str(2**63), "--out", str(tmp_path / "b.npz")], 2, "2^63")
     fails(capsys, ["sample", str(finished), "--labels", "", "--out", str(tmp_path / "b.png")], 2, "no class ''")
     words = ["sample", str(finished), "--schedule.kind", "discrete_beta", "--schedule.timesteps", "2", "--steps", "3"]
-    fails(capsys, [*words, "--out", str(tmp_path / "b.png")], 2, "--schedule.timesteps 2: steps is 3, but")
+    fails(
+        capsys, [*words, "--out", str(tmp_path / "b.png")], 2, "steps is 3, but the discrete_beta schedule has only 2"
+    )
     (tmp_path / "folder").mkdir()
     words = ["sample", str(finished), "--out", str(tmp_path / "folder"), "--overwrite"]
     fails(capsys, words, 2, "is a folder that is there already")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pocketdiff import pictures
 from pocketdiff.config import PRESETS
 from pocketdiff.denoiser import Denoiser
 from pocketdiff.generate import DiffusionModel, build_denoiser
@@ -158,6 +159,18 @@ def test_the_chain_is_the_scripts_step_for_step(w: float) -> None:
     assert count == T
 
 
+@pytest.mark.parametrize(("steps", "end"), [(10_000, 0.02), (1000, 0.2)])
+def test_the_longest_chains_keep_to_float32(steps: int, end: float) -> None:
+    """Their sigma is beyond what float32 can square, and eps is the same all the same."""
+    schedule = DiscreteBeta(timesteps=steps, beta_start=1e-4, beta_end=end, zeroth=True)
+    denoiser = Denoiser(Smooth(), "eps", 1.0, CLASSES, schedule.noise_input)
+    x_t, sigma, label = draw(1, 1, 1, 4, 4, dtype=torch.float32), torch.tensor([schedule.sigma_max]), torch.tensor([4])
+    assert sigma.item() > 2e19
+    expected = Smooth()(x_t, torch.ones(1), label)
+    x = x_t * sigma
+    torch.testing.assert_close((x - denoiser(x, sigma, label)) / sigma, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_start_has_unit_variance_at_the_scripts_scale(tiny_data) -> None:
     model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
     start = model.start(range(100), model.grid()[0]) * math.sqrt(ABAR[T])
@@ -282,10 +295,19 @@ def test_any_size_passes(height: int, width: int) -> None:
 
 
 def test_the_preset_is_the_experiment(tiny_data) -> None:
-    assert (CONFIG.epochs, CONFIG.images, CONFIG.batch, CONFIG.label_dropout) == (20, None, 256, 0.1)
+    chosen = {
+        "images": None, "epochs": 20, "batch": 256, "black": 0.0, "parameterization": "eps", "sigma_data": 1.0,
+        "even_levels": False, "label_dropout": 0.1, "muon_lr": None, "adam_lr": 1e-4, "warmup": 0.0,
+        "lr_by_epoch": True, "ema": None, "precision": "fp32", "pictures_every": 1, "gifs_every": 5,
+        "gif_steps": None, "gif_stride": 20, "guidance_strengths": (0.0, 0.5, 2.0),
+        "net": {"kind": "context_unet", "n_feat": 128},
+        "schedule": {
+            "kind": "discrete_beta", "timesteps": 400, "beta_start": 1e-4, "beta_end": 0.02, "zeroth": True,
+        },
+        "sampling": {"sampler": "ancestral_beta", "steps": None, "scale": 1.5, "schedule": None},
+    }  # fmt: skip
+    assert {name: value for name, value in CONFIG.model_dump().items() if name in chosen} == chosen
     assert CONFIG.length(60_000) == 1_200_000
-    assert CONFIG.guidance_strengths == (0.0, 0.5, 2.0)
-    assert (CONFIG.net, CONFIG.schedule) == (ContextUnetConfig(n_feat=128), SCHEDULE)
     state = TrainState.new(SMALL, tiny_data.info)
     (adam,) = state.optimizers
     assert isinstance(adam, torch.optim.Adam)
@@ -306,16 +328,25 @@ def test_batches_end_with_the_epoch_and_the_rate_falls_by_the_epoch(tiny_data) -
     assert rates == pytest.approx([1e-4 * (1 - epoch / 4) for epoch in range(4) for _ in range(3)])
 
 
-def test_frames_are_kept_where_the_script_keeps_them(tiny_data, monkeypatch) -> None:
-    from pocketdiff import pictures
+@pytest.mark.parametrize("steps", [1, 3, 10, 400])
+def test_frames_are_kept_where_the_script_keeps_them(steps: int) -> None:
+    """It keeps the state after step t, with t - 1 steps left, where t % 20 == 0, t == T or t < 8; never pure noise."""
+    kept = [left for left in range(steps, -1, -1) if pictures.is_frame(left, steps, CONFIG.gif_stride)]
+    assert kept == [t - 1 for t in range(steps, 0, -1) if t % 20 == 0 or t == steps or t < 8]
+    assert len(kept) == {1: 1, 3: 3, 10: 8, 400: 27}[steps]
 
-    kept: list[Tensor] = []
-    model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
-    every = [model.to_pixels(step.x / math.sqrt(1 + step.sigma**2)) for step in model.steps([3], [0])]
-    kept = pictures.denoising(model, [3], [0], SMALL.sampling, SMALL.gif_stride)
-    wanted = [T - t for t in range(T, 0, -1) if t % 20 == 0 or t == T or t < 8]
-    assert len(kept) == len(wanted) == 27
-    assert all(torch.equal(frame, every[index]) for frame, index in zip(kept, wanted, strict=True))
+
+def test_an_image_is_the_last_state_at_the_scripts_scale(tiny_data) -> None:
+    config = SMALL.model_copy(update={"schedule": SCHEDULE.model_copy(update={"timesteps": 5})})
+    model = DiffusionModel(build_denoiser(config, tiny_data.info), config, tiny_data.info)
+    *_, last = model.steps([3], [0])
+    x = last.x / math.sqrt(1 + last.sigma**2)
+    assert last.sigma == pytest.approx(0.01, rel=1e-3)
+    image = (x.clamp(0, 1) * 255).round().to(torch.uint8)
+    assert torch.equal(model([3], [0]), image)
+    *_, (left, shown) = pictures.denoising(model, [3], [0], config.sampling)
+    assert left == 0
+    assert torch.equal(shown, image)
 
 
 def test_a_sampler_that_is_not_the_scripts_takes_its_model_too(tiny_data) -> None:
@@ -329,3 +360,15 @@ def test_a_sampler_that_is_not_the_scripts_takes_its_model_too(tiny_data) -> Non
     off_the_chain = SamplingConfig(sampler="dpmpp_2m", steps=4, schedule=Karras(sigma_min=0.02, sigma_max=7.5))
     for sampling in (fewer, off_the_chain):
         assert model.generate([1, 2], [3, 4], sampling).shape == (2, 1, 28, 28)
+
+
+@pytest.mark.slow
+def test_a_small_setting_learns_forty_digits_by_heart(tiny_data) -> None:
+    """Overfitting is the oldest check; a network that predicts no noise at all has a loss of one."""
+    config = CONFIG.model_copy(
+        update={"net": ContextUnetConfig(n_feat=16), "epochs": 100, "batch": 20, "adam_lr": 2e-3}
+    )
+    state = TrainState.new(config, tiny_data.info)
+    losses = torch.stack([metrics.loss for metrics in train(state, tiny_data.train, config)])
+    assert losses[0] > 0.9
+    assert losses[-40:].mean() < 0.1

@@ -229,7 +229,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
         denoiser.load_state_dict(tensors)
     except (ValidationError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: its config does not fit this version of pocketdiff; update the package"
+            f"{path}: its config is not of this version of pocketdiff; use the version that wrote it"
         ) from error
     return DiffusionModel(denoiser.requires_grad_(False).to(device), config.train, config.data)
 

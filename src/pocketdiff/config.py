@@ -131,8 +131,8 @@ class TrainConfig(Frozen):
     """Steps from noise to digits in GIFs, where the schedule has so many, for the eye wants more than a sampler needs;
     none: as many as sampling takes."""
     gif_stride: int | None = Field(None, ge=1)
-    """Where steps are many, GIFs keep what every so manieth leaves, counted from the last, with the first and the last
-    seven; none: all."""
+    """Training's GIFs show the state after each step whose number, counted from the last, this divides, after the first
+    and after the last seven; none: every state."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """The guidance strengths w = scale - 1 that pictures are drawn for."""
 
@@ -156,7 +156,7 @@ class TrainConfig(Frozen):
 
     def length(self, n: int) -> int:
         """How many images the run sees, repeats counted, of ``n`` that there are."""
-        return self.epochs * n if self.epochs else self.images or 0
+        return self.images if self.epochs is None else self.epochs * n  # type: ignore[return-value]
 
 
 # Times and shares are of two CPU cores; docs/results.md has the machine and the commands.
@@ -165,7 +165,7 @@ PRESETS: dict[str, TrainConfig] = {
     "quick": TrainConfig(images=22_000, batch=32, muon_lr=0.015, sampling=SamplingConfig(steps=6)),
     # 253 s; 99.05%.
     "laptop": TrainConfig(),
-    # The original experiment, each figure its own: docs/ddpm.md. A day and a half on two cores; for a GPU.
+    # The original experiment, each figure its own: docs/ddpm.md. A day or more; not yet run whole.
     "ddpm": TrainConfig(
         epochs=20,
         batch=256,
@@ -189,7 +189,7 @@ PRESETS: dict[str, TrainConfig] = {
         gif_steps=None,
         gif_stride=20,
         guidance_strengths=(0.0, 0.5, 2.0),
-        sampling=SamplingConfig(sampler="ancestral_beta", steps=None, scale=1.0, schedule=None),
+        sampling=SamplingConfig(sampler="ancestral_beta", steps=None, scale=1.5, schedule=None),
     ),
     # Not yet measured on a GPU.
     "gpu": TrainConfig(

@@ -28,12 +28,12 @@ NoiseInput = Callable[[Tensor], Tensor]
 
 def eps(sigma: Tensor, sigma_data: float) -> Scaling:
     """The network predicts the noise. Source: Ho et al. 2020, equation 14 (with sigma_data = 1)."""
-    return Scaling(torch.ones_like(sigma), -sigma, (sigma**2 + sigma_data**2).rsqrt())
+    return Scaling(torch.ones_like(sigma), -sigma, 1 / _hypot(sigma, sigma_data))
 
 
 def x0(sigma: Tensor, sigma_data: float) -> Scaling:
     """The network predicts the clean image."""
-    return Scaling(torch.zeros_like(sigma), torch.ones_like(sigma), (sigma**2 + sigma_data**2).rsqrt())
+    return Scaling(torch.zeros_like(sigma), torch.ones_like(sigma), 1 / _hypot(sigma, sigma_data))
 
 
 def v(sigma: Tensor, sigma_data: float) -> Scaling:
@@ -41,8 +41,8 @@ def v(sigma: Tensor, sigma_data: float) -> Scaling:
 
     Source: Salimans and Ho 2022, appendix D (sigma_data = 1); Karras et al. 2022, table 1.
     """
-    total = sigma**2 + sigma_data**2
-    return Scaling(sigma_data**2 / total, -sigma * sigma_data * total.rsqrt(), total.rsqrt())
+    length = _hypot(sigma, sigma_data)
+    return Scaling((sigma_data / length) ** 2, -sigma_data * (sigma / length), 1 / length)
 
 
 def flow(sigma: Tensor, sigma_data: float) -> Scaling:  # noqa: ARG001 (one signature for all)
@@ -51,6 +51,11 @@ def flow(sigma: Tensor, sigma_data: float) -> Scaling:  # noqa: ARG001 (one sign
     Source: Liu et al. 2022, equation 1 (time reversed). ``sigma_data`` plays no part.
     """
     return Scaling(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma))
+
+
+def _hypot(sigma: Tensor, sigma_data: float) -> Tensor:
+    """``sqrt(sigma^2 + sigma_data^2)``, also where the square is beyond float32: long chains have such levels."""
+    return torch.hypot(sigma, sigma.new_tensor(sigma_data))
 
 
 PARAMETERIZATIONS: dict[str, Parameterization] = {"eps": eps, "x0": x0, "v": v, "flow": flow}

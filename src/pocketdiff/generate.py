@@ -151,11 +151,13 @@ class DiffusionModel:
         _check_equally_many(wanted, keys)
         for at in range(0, len(wanted), CHUNK):
             for step in self.steps(wanted[at : at + CHUNK], keys[at : at + CHUNK], sampling):
-                x = step.x  # Only the last is kept: a thousand steps would not fit.
-            yield self.to_pixels(x)
+                last = step  # Only this is kept: a thousand steps would not fit.
+            yield self.to_pixels(last.x, last.sigma)
 
-    def to_pixels(self, x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-        """A sampler's result as bytes on the CPU.
+    def to_pixels(self, x: Float[Tensor, "n c h w"], sigma: float) -> UInt8[Tensor, "n c h w"]:
+        """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``.
+
+        At that scale pure noise has unit variance, and a clean image is itself.
 
         Raises:
             SamplingError: If a value is not finite.
@@ -164,7 +166,7 @@ class DiffusionModel:
             raise SamplingError(
                 "the network gives values that are not finite; train it again, with a lower learning rate"
             )
-        return to_uint8(x, self.config.black).cpu()
+        return to_uint8(x / (1 + sigma**2) ** 0.5, self.config.black).cpu()
 
 
 def _check_equally_many(labels: list[int], seeds: list[int]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pocketdiff.checkpoint import CheckpointError, RunConfig
 from pocketdiff.config import PRESETS, TrainConfig
@@ -16,6 +16,7 @@ from pocketdiff.nets.context_unet import SIDE, ContextUnetConfig
 from pocketdiff.schedule import DiscreteBeta
 
 _NET = "nn_model."
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
 _REMEDY = "give what the script's torch.save(ddpm.state_dict(), ...) wrote"
 
 
@@ -40,22 +41,22 @@ def import_ddpm(path: Path | str) -> tuple[Denoiser, RunConfig]:
     tables = ddpm_tables(schedule)
     shapes |= {name: table.shape for name, table in tables.items()}
     if missing := sorted(shapes.keys() - state.keys()):
-        raise CheckpointError(f"{path}: lacks {missing[0]}; {_REMEDY}")
+        raise CheckpointError(f"{path}: lacks {missing[0]!r}; {_REMEDY}")
     if strange := sorted(state.keys() - shapes.keys()):
-        raise CheckpointError(f"{path}: holds {strange[0]}, which the script's model does not; {_REMEDY}")
+        raise CheckpointError(f"{path}: holds {strange[0]!r}, which the script's model does not; {_REMEDY}")
     for name, tensor in state.items():
         if tensor.shape != shapes[name]:
             raise CheckpointError(
-                f"{path}: {name} is of shape {tuple(tensor.shape)}, and the script's is of {tuple(shapes[name])}; "
+                f"{path}: {name!r} is of shape {tuple(tensor.shape)}, and the script's is of {tuple(shapes[name])}; "
                 f"{_REMEDY}"
             )
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} is not finite; give a model whose training went well")
+        if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
+            raise CheckpointError(f"{path}: {name!r} has no sound values; give a model whose training went well")
     for name, table in tables.items():
         # What is made of 1 - alpha_bar has lost digits in the script's float32.
         rtol, atol = (1e-2, 1e-4) if "mab" in name else (1e-3, 1e-6)
         if not torch.allclose(state[name].double(), table, rtol=rtol, atol=atol):
-            raise CheckpointError(f"{path}: {name} is no table of the script's schedule, beta in a line; {_REMEDY}")
+            raise CheckpointError(f"{path}: {name!r} is no table of the script's schedule, beta in a line; {_REMEDY}")
     preset = PRESETS["ddpm"].model_copy(update={"net": net, "schedule": schedule})
     run = RunConfig(
         train=TrainConfig.model_validate(preset.model_dump()),
@@ -85,26 +86,30 @@ def ddpm_tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, whatever the file's bytes."""
+    """The tensors of a state dict, whatever the file's bytes; numbers with a point as float32."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; {_REMEDY}")
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_REMEDY}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to.
         raise CheckpointError(f"{path}: cannot be read as a state dict ({type(error).__name__}); {_REMEDY}") from error
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+    # The file may have given its dict and tensors attributes, under any name: only the types' own methods are called.
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in dict.keys(state)):
         raise CheckpointError(f"{path}: holds no state dict; {_REMEDY}")
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or not _is_plain(tensor):
-            raise CheckpointError(f"{path}: {name} is no plain tensor; {_REMEDY}")
-    return dict(state)
+    tensors = dict(dict.items(state))
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(f"{path}: {name!r} is no plain tensor; {_REMEDY}")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is of numbers that are all there: a few bytes can claim to be a tensor of any size."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+def _is_plain(tensor: object) -> bool:
+    """Whether this is a tensor of usual numbers that are all there: a few bytes can claim to be one of any size."""
+    if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
+        return False
+    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
@@ -124,11 +129,11 @@ def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, 
         net = ContextUnetConfig(n_feat=n_feat)
         schedule = DiscreteBeta(timesteps=entries - 1, beta_start=start, beta_end=end, zeroth=True)
     except KeyError as error:
-        raise CheckpointError(f"{path}: lacks {error.args[0]}; {_REMEDY}") from error
+        raise CheckpointError(f"{path}: lacks {error.args[0]!r}; {_REMEDY}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "beta"
         raise CheckpointError(f"{path}: {where} cannot be {fault['input']}; {_REMEDY}") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: its tensors are not of the script's shapes; {_REMEDY}") from error
     return net, schedule, classes, channels

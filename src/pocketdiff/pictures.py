@@ -1,7 +1,7 @@
 """Pictures: grids of images and GIFs of the denoising."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import UInt8
@@ -69,35 +69,28 @@ def gif(frames: list[Image.Image]) -> bytes:
 
 
 def denoising(
-    model: DiffusionModel,
-    labels: Sequence[int],
-    seeds: Sequence[int],
-    sampling: SamplingConfig,
-    stride: int | None = None,
-) -> list[Pixels]:
-    """The denoising as pictures; the last is the sample.
+    model: DiffusionModel, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
+) -> Iterator[tuple[int, Pixels]]:
+    """The denoising as pictures, each with the steps that are left: pure noise, then the state after each step."""
+    sigmas = model.grid(sampling)
+    left = len(sigmas) - 1
+    yield left, model.to_pixels(model.start(seeds, sigmas[0]), sigmas[0])
+    for step in model.steps(labels, seeds, sampling):
+        left -= 1
+        yield left, model.to_pixels(step.x, step.sigma)
 
-    Shown at DDPM's scale, x / sqrt(1 + sigma^2), at which noise has unit variance.
+
+def is_frame(left: int, steps: int, stride: int | None) -> bool:
+    """Whether a GIF shows the state with so many steps left.
 
     Args:
-        model: The model.
-        labels: A class index for each image.
-        seeds: A seed for each image.
-        sampling: Sampler, steps, scale and schedule.
-        stride: None for pure noise and the state after every step; else, as in DDPM-MNIST, the states after the steps
-            t = T..1 for which t is T, a multiple of the stride, or below 8.
+        left: Steps that are left.
+        steps: Steps in all.
+        stride: None for every state; else, as in DDPM-MNIST, those after the steps t = T..1 for which t is T, a
+            multiple of the stride, or below 8.
     """
-
-    def show(x: Tensor, sigma: float) -> Pixels:
-        return model.to_pixels(x / (1 + sigma**2) ** 0.5)
-
-    sigmas = model.grid(sampling)
-    last = len(sigmas) - 1
-    frames = [show(model.start(seeds, sigmas[0]), sigmas[0])] if stride is None else []
-    for t, step in zip(range(last, 0, -1), model.steps(labels, seeds, sampling), strict=True):
-        if stride is None or t == last or t % stride == 0 or t < 8:
-            frames.append(show(step.x, step.sigma))
-    return frames
+    t = left + 1
+    return stride is None or (left < steps and (t == steps or t % stride == 0 or t < 8))
 
 
 def health(images: Pixels) -> str | None:

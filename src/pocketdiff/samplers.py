@@ -97,7 +97,7 @@ def ancestral(
     Args:
         denoise: Maps (x, sigma) to the expected clean image; never called at sigma = 0.
         x: Start, distributed as N(x0, sigmas[0]^2); data units.
-        sigmas: N + 1 strictly decreasing levels; the last may be 0, and the step to 0 adds no noise.
+        sigmas: N + 1 strictly decreasing levels; the last may be 0, and then the last step adds no noise.
         noise: Maps a step's index to unit noise.
         variance: DDPM's two choices for the noise of a step: "posterior", the posterior's variance, or "beta", beta_t;
             this one is algorithm 2 to the letter, whose last step adds no noise.

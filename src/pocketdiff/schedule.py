@@ -21,9 +21,12 @@ from torch import Tensor
 
 from pocketdiff.frozen import Frozen
 
+_HIGHEST = 1e30
+"""A bound to noise levels that leaves float32 some room."""
+
 
 class _Levels(Frozen):
-    """What every schedule has: levels that are finite and positive, whatever its fields."""
+    """What every schedule has: levels that are positive and not too high, whatever its fields."""
 
     def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What a network that is trained on this schedule is told of a noise level; about unit scale.
@@ -40,11 +43,11 @@ class _Levels(Frozen):
     def _sound(self) -> "_Levels":
         try:
             sigma = self(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
-            sound = bool((sigma.isfinite() & (sigma > 0)).all())
+            sound = bool(((sigma > 0) & (sigma < _HIGHEST)).all())
         except (OverflowError, ZeroDivisionError):
             sound = False
         if not sound:
-            raise ValueError("these values give noise levels that are not finite and above 0")
+            raise ValueError(f"these values give noise levels that are not between 0 and {_HIGHEST:g}")
         return self
 
 
@@ -182,7 +185,7 @@ class DiscreteBeta(_Levels):
 
     def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The time t / T; between two levels of the chain in proportion to log sigma, beyond them the nearest's."""
-        known, wanted = self.sigmas.log().to(sigma), sigma.log()
+        known, wanted = self.sigmas.log().to(sigma.dtype).to(sigma.device), sigma.log()
         above = torch.searchsorted(known, wanted.contiguous()).clamp(max=self.timesteps - 1)
         below = (above - 1).clamp(min=0)
         way = ((wanted - known[below]) / (known[above] - known[below]).clamp(min=1e-12)).clamp(0, 1)

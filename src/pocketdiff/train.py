@@ -86,6 +86,12 @@ def draw_batch(data: Images, config: TrainConfig, null: int, seen: int, count: i
     return Batch(x0, eps, sigma, label.masked_fill(dropped, null))
 
 
+def batch_loss(denoiser: Denoiser, batch: Batch, config: TrainConfig) -> Float[Tensor, ""]:
+    """The batch's mean loss, at the config's precision."""
+    with torch.autocast(batch.x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        return denoiser.loss(*batch).mean()
+
+
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, n: int) -> Int[Tensor, " n"]:
     return rng.permutation(seed, rng.Stream.ORDER, epoch, n)
@@ -114,8 +120,7 @@ def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metr
         # In whole epochs a batch ends where its epoch does; else where the run does.
         left = n - state.seen % n if config.epochs else length - state.seen
         batch = draw_batch(data, config, denoiser.null, state.seen, min(config.batch, left))
-        with torch.autocast(data.labels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = denoiser.loss(*batch).mean()
+        loss = batch_loss(denoiser, batch, config)
         denoiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

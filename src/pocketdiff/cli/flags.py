@@ -87,41 +87,47 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
     Raises:
         UsageError: If a value does not fit, naming its flag.
     """
-    given = {
-        path: value for path, value in vars(namespace).items() if path in {leaf.path for leaf in _leaves(type(config))}
-    }
+    leaves = {leaf.path: leaf for leaf in _merged(type(config))}
+    given = {path: value for path, value in vars(namespace).items() if path in leaves}
     tree = config.model_dump()
     # A new kind comes first, with its own defaults: the old kind's fields mean nothing to it.
     for path, value in sorted(given.items(), key=lambda item: not item[0].endswith(".kind")):
         *parents, name = path.split(".")
-        branch = tree
+        holder, branch = {}, tree
         for parent in parents:
-            above = branch
-            if above[parent] is None:
-                above[parent] = {}
-            branch = above[parent]
-        if name == "kind" and value == "none":
-            above[parents[-1]] = None
-            continue
-        if name == "kind" and branch.get(name) != value:
-            branch.clear()
-        branch[name] = None if value in ("none", ["none"]) else value
+            holder, branch = branch, branch[parent]
+        if name == "kind":
+            if value not in leaves[path].kinds:
+                raise UsageError(f"{_flag(path, value)}: there is no such kind; use {', '.join(leaves[path].kinds)}")
+            if value == "none":
+                holder[parents[-1]] = None
+            elif branch is None or branch["kind"] != value:
+                holder[parents[-1]] = {"kind": value}
+        elif branch is None:
+            kind = ".".join([*parents, "kind"])
+            raise UsageError(f"{_flag(path, value)}: goes with a {_flag(kind)} that has it, and here that is none")
+        else:
+            branch[name] = None if value in ("none", ["none"]) else value
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
         fault = error.errors()[0]
-        path = _nearest([str(part) for part in fault["loc"]], given)
         message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "union_tag_not_found":
-            message = f"needs --{path.rpartition('.')[0].replace('_', '-')}.kind beside it, for there is none to change"
-        flag = f"--{path.replace('_', '-')} {_show(given.get(path, ''))}".strip()
-        raise UsageError(f"{flag}: {message[0].lower()}{message[1:]}") from error
+        message = f"{message[0].lower()}{message[1:]}"
+        if path := _nearest([str(part) for part in fault["loc"]], given):
+            message = f"{_flag(path, given.get(path))}: {message}"
+        raise UsageError(message) from error
+
+
+def _flag(path: str, value: Any = None) -> str:
+    """A flag as it is typed, with its value."""
+    return f"--{path.replace('_', '-')} {'' if value is None else _show(value)}".rstrip()
 
 
 def _nearest(location: list[str], given: dict[str, Any]) -> str:
     """The flag behind a pydantic location, which also holds a kind's name, or a tuple's index, or ends too early."""
     exact = [path for path in given if all(part in location for part in path.split("."))]
-    within = [path for path in given if not location or path.startswith(f"{location[0]}.")]
+    within = [path for path in given if location and path.startswith(f"{location[0]}.")]
     return max(exact or within, key=len, default=".".join(location))
 
 

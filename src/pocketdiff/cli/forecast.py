@@ -9,7 +9,7 @@ from pocketdiff.data import Images
 from pocketdiff.denoiser import Denoiser
 from pocketdiff.generate import DiffusionModel
 from pocketdiff.guidance import guide
-from pocketdiff.train import draw_batch
+from pocketdiff.train import batch_loss, draw_batch
 
 _FEW = 16
 """Images in the first measurement, which says how many the second can have."""
@@ -22,7 +22,7 @@ def seconds_to_train(denoiser: Denoiser, data: Images, config: TrainConfig) -> f
     trained = copy.deepcopy(denoiser).train()
 
     def work(count: int) -> None:
-        trained.loss(*draw_batch(data, config, denoiser.null, 0, count)).mean().backward()
+        batch_loss(trained, draw_batch(data, config, denoiser.null, 0, count), config).backward()
 
     return _seconds_each(work, config.batch)
 

@@ -70,26 +70,37 @@ class Gallery:
     def draw(self, due: Due, note: Callable[[str], None]) -> list[Path]:
         """Draws and writes for each guidance strength, telling of each; the paths of what is there then."""
         self.folder.mkdir(exist_ok=True)
-        seeds, ink = range(len(self.labels)), self.model.info.ink
+        ink = self.model.info.ink
         below = pictures.tile(self.real.first_of_each(self.labels), self.columns, ink, ZOOM)
         written = []
         for w in self.config.guidance_strengths:
-            note(f"drawing epoch {due.epoch}, w = {w:g}")
             still, slow = self._samplings(w)
+            what = f"drawing epoch {due.epoch}, w = {w:g}"
             grid = self.folder / f"image_ep{due.epoch}_w{w:g}.png"
             gif = self.folder / f"gif_ep{due.epoch}_w{w:g}.gif"
-            frames = []
+            frames: list[pictures.Pixels] = []
             if due.gifs and not gif.exists():
-                frames = pictures.denoising(self.model, self.labels, seeds, slow, self.config.gif_stride)
+                frames = self._frames(slow, what, note)
                 write_file(gif, pictures.gif([pictures.tile(frame, self.columns, ink) for frame in frames]))
             if due.grids and not grid.exists():
-                images = frames[-1] if frames and slow == still else self.model.generate(self.labels, seeds, still)
+                if not frames or slow != still:
+                    frames = self._frames(still, what, note)
+                images = frames[-1]
                 if fault := pictures.health(images):
                     warn(fault)
                 above = pictures.tile(images, self.columns, ink, ZOOM)
                 write_file(grid, pictures.png(pictures.over(above, below)))
             written += [grid] * due.grids + [gif] * due.gifs
         return written
+
+    def _frames(self, sampling: SamplingConfig, what: str, note: Callable[[str], None]) -> list[pictures.Pixels]:
+        """The states that a GIF shows; the last is the sample."""
+        steps, frames = len(self.model.grid(sampling)) - 1, []
+        for left, pixels in pictures.denoising(self.model, self.labels, range(len(self.labels)), sampling):
+            note(f"{what}, {left} steps left")
+            if pictures.is_frame(left, steps, self.config.gif_stride):
+                frames.append(pixels)
+        return frames
 
     def _samplings(self, w: float) -> tuple[SamplingConfig, SamplingConfig]:
         """How the grid and the GIF of a guidance strength are drawn; often in the same way."""

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     colour = "grey" if info.channels == 1 else "RGB"
     say(f"images      {info.height} x {info.width}, {colour}, {len(info.classes)} classes: {', '.join(info.classes)}")
     if info.train_images is None or info.test_images is None:
-        say("trained on  unknown images: the model came without them")
+        say("trained on  unknown images: what the config says of training is what the original script does")
     else:
         say(f"trained on  {info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}")
     say(f"weights     {sum(weight.numel() for weight in model.denoiser.parameters()):,}")

@@ -18,6 +18,8 @@ from pocketdiff.generate import CHUNK, DiffusionModel
 
 ZOOM = 2
 """How much grids and GIFs are enlarged."""
+FRAMES = 20
+"""Frames of a GIF, about, where there are more than twice as many steps."""
 
 DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file
 has it, which is what scores best for its preset."""
@@ -137,7 +139,13 @@ def _write_png(job: Job, out: Path) -> None:
 def _write_gif(job: Job, out: Path) -> None:
     if len(job.labels) > CHUNK:
         raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
-    frames = pictures.denoising(job.model, job.labels, job.seeds, job.sampling, job.model.config.gif_stride)
+    steps, frames = len(job.model.grid(job.sampling)) - 1, []
+    stride = steps // FRAMES if steps > 2 * FRAMES else None
+    with Bar("denoising", steps) as bar:
+        for left, pixels in pictures.denoising(job.model, job.labels, job.seeds, job.sampling):
+            bar.update(steps - left)
+            if pictures.is_frame(left, steps, stride):
+                frames.append(pixels)
     if fault := pictures.health(frames[-1]):
         warn(fault)
     write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink, ZOOM) for frame in frames]))

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   pocketdiff train --preset quick --seed 1 --out runs/a
   pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
-  pocketdiff train --preset ddpm                        the original experiment: a day on two cores; small, in minutes:
+  pocketdiff train --preset ddpm                        the original experiment: a day or more; small, in minutes:
   pocketdiff train --preset ddpm --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 --batch 128 --adam-lr 2e-3
 """
 
@@ -76,8 +76,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, PRESETS[preset])
     flags = parser.parse(arguments)
-    if hasattr(flags, "images") != hasattr(flags, "epochs"):  # The one that is given takes the other's place.
-        flags.images, flags.epochs = getattr(flags, "images", "none"), getattr(flags, "epochs", "none")
+    given = [name for name in ("images", "epochs") if getattr(flags, name, "none") != "none"]
+    if len(given) == 1:  # It takes the place of the preset's.
+        setattr(flags, {"images": "epochs", "epochs": "images"}[given[0]], "none")
     return flags, preset, device
 
 
@@ -111,7 +112,9 @@ class _Run:
         self.model = DiffusionModel(self.state.ema, self.config, data.info)
         self.gallery = Gallery(out / "pictures", self.model, data.train)
         self.weights = sum(weight.numel() for weight in self.state.denoiser.parameters())
-        self.training_seconds = self.other_seconds = 0.0
+        self.training_seconds = self.other_before = 0.0
+        self.began = time.perf_counter()
+        self.trained_before = 0.0
         self.log = MetricsLog(out / "metrics.jsonl", self.config.log_every)
         self.saved: Path | None = None
         self.drawn: list[Path] = []
@@ -130,7 +133,8 @@ class _Run:
             warn(fault)
         manifest = checkpoint.restore_checkpoint(path, self.state, self.run_config)
         self.saved = path
-        self.training_seconds, self.other_seconds = manifest.training_seconds, manifest.other_seconds
+        self.training_seconds = self.trained_before = manifest.training_seconds
+        self.other_before = manifest.other_seconds
         self.log.resume(manifest.step, manifest.seen, manifest.training_seconds)
         say(f"going on from {path}: {manifest.seen:,} of {self.length:,} images")
 
@@ -194,14 +198,18 @@ class _Run:
         return True
 
     def _timed(self, steps: Iterator[Metrics]) -> Iterator[Metrics]:
-        """Counts the time inside the steps as training, and outside them as other."""
-        left = time.perf_counter()
+        """Counts the time inside the steps as training."""
+        entered = time.perf_counter()
         for metrics in steps:
-            entered = time.perf_counter()
-            self.training_seconds += entered - left
+            self.training_seconds += time.perf_counter() - entered
             yield metrics
-            left = time.perf_counter()
-            self.other_seconds += left - entered
+            entered = time.perf_counter()
+
+    @property
+    def other_seconds(self) -> float:
+        """Time spent on all else, over all sessions: pictures, checkpoints, getting ready."""
+        session = time.perf_counter() - self.began
+        return self.other_before + session - (self.training_seconds - self.trained_before)
 
     def _finish(self) -> None:
         """The model file, and the summary, which marks the run as finished."""

@@ -42,6 +42,9 @@ class ContextUnet(nn.Module):
         n_classes: Labels are 0 to n_classes, the last one the null label.
     """
 
+    edges = ("init_conv", "timeembed1", "timeembed2", "contextembed1", "contextembed2", "out")
+    """Modules at input and output, which Muon leaves to Adam."""
+
     def __init__(self, in_channels: int, n_feat: int, n_classes: int) -> None:
         super().__init__()
         self.n_classes = n_classes
