@@ -38,7 +38,7 @@ def import_ddpm(path: Path | str) -> tuple[Denoiser, RunConfig]:
     net, schedule, classes, channels = _describe(path, state)
     with torch.device("meta"):  # Shapes alone: a small file may claim a large network.
         shapes = {f"{_NET}{name}": tensor.shape for name, tensor in net.build(channels, classes).state_dict().items()}
-    tables = ddpm_tables(schedule)
+    tables = _tables(schedule)
     shapes |= {name: table.shape for name, table in tables.items()}
     if missing := sorted(shapes.keys() - state.keys()):
         raise CheckpointError(f"{path}: lacks {missing[0]!r}; {_REMEDY}")
@@ -70,7 +70,7 @@ def import_ddpm(path: Path | str) -> tuple[Denoiser, RunConfig]:
     return denoiser.requires_grad_(False), run
 
 
-def ddpm_tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
+def _tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
     """The buffers of the script's model: T + 1 entries each, in float64, by their names there."""
     beta = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.timesteps + 1, dtype=torch.float64)
     alphabar = torch.cumprod(1 - beta, 0)
