@@ -144,7 +144,7 @@ def test_compile_goes_to_the_network_and_changes_no_name(tiny_config, tiny_data,
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_takes_a_step(preset, tiny_data) -> None:
-    config = PRESETS[preset].model_copy(update={"images": 2, "batch": 2, "compile": False})
+    config = PRESETS[preset].model_copy(update={"images": 2, "epochs": None, "batch": 2, "compile": False})
     state, metrics = finished(config, tiny_data)
     assert metrics[0].loss.isfinite()
     assert all(parameter.isfinite().all() for parameter in state.ema.parameters())
