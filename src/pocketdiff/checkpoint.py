@@ -27,7 +27,7 @@ from pocketdiff.train import TrainingError, TrainState
 MODEL_FILE = "model.safetensors"
 _MANIFEST = "manifest.json"
 _METADATA_KEY = "pocketdiff"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(PocketdiffError):
@@ -184,14 +184,15 @@ def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Mani
 
 
 def save_model(path: Path, denoiser: nn.Module, config: RunConfig) -> None:
-    """Writes a model file: the weights, with the config and their SHA-256 in one metadata key.
+    """Writes a model file: the weights, with the config and the SHA-256 of both in one metadata key.
 
     Raises:
         TrainingError: If a weight is not finite.
     """
     tensors = _contiguous(denoiser.state_dict())
     _check_finite(tensors)
-    about = {"format": _FORMAT, "kind": "diffusion", "sha256": _fingerprint(tensors), **config.model_dump(mode="json")}
+    about = {"format": _FORMAT, "kind": "diffusion", **config.model_dump(mode="json")}
+    about["sha256"] = _fingerprint(tensors, about)
     write_file(path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
 
 
@@ -221,10 +222,10 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy the file again") from error
     about = _about(path, metadata)
-    if about.pop("sha256", None) != _fingerprint(tensors):
-        raise CheckpointError(f"{path}: its weights are not those that were saved; copy the file again")
+    if about.pop("sha256", None) != _fingerprint(tensors, about):
+        raise CheckpointError(f"{path}: its weights or its config are not those that were saved; copy the file again")
     try:
-        config = RunConfig.model_validate(about)
+        config = RunConfig.model_validate({name: about[name] for name in about.keys() - {"format", "kind"}})
         denoiser = build_denoiser(config.train, config.data)
         denoiser.load_state_dict(tensors)
     except (ValidationError, RuntimeError) as error:
@@ -235,15 +236,15 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
 
 
 def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """A model file's metadata, less what is checked here."""
+    """A model file's metadata, of a format and kind that this version knows."""
     try:
         about = json.loads(metadata[_METADATA_KEY])
-        version, kind = about.pop("format"), about.pop("kind")
+        version, kind = about["format"], about["kind"]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: was not written by pocketdiff; give a model file that was") from error
     if (version, kind) != (_FORMAT, "diffusion"):
         raise CheckpointError(
-            f"{path}: holds {kind!r} in format {version}, too new for this version; update the package"
+            f"{path}: holds {kind!r} in format {version}, which this version does not read; use the one that wrote it"
         )
     return dict(about)
 
@@ -273,8 +274,8 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _fingerprint(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
