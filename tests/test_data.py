@@ -318,14 +318,14 @@ def test_hidden_files_and_litter_are_passed_over(tmp_path) -> None:
     assert (data.info.train_images, data.info.test_images) == (1, 1)
 
 
-def black_png(side: int) -> bytes:
-    """A valid PNG of one bit a pixel that is a thousand times smaller than what it unpacks to."""
+def black_png(side: int, depth: int = 1, colour: int = 0, samples: int = 1) -> bytes:
+    """A valid PNG; of one bit a pixel it is a thousand times smaller than what it unpacks to."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    body = zlib.compress(bytes((1 + -(-side // 8)) * side))
+    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    body = zlib.compress(bytes((1 + -(-side * depth * samples // 8)) * side))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
@@ -348,6 +348,9 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
         ({**PAIR, "a/2.png": png(NOISE)[:-60]}, "a/2.png", "cannot be read as an image"),
         ({**PAIR, "a/2.jpg": png(NOISE, "JPEG")[:-60]}, "a/2.jpg", "cannot be read as an image"),
         ({**PAIR, "a/2.png": DEEP}, "a/2.png", "more than 8 bits"),
+        ({**PAIR, "a/2.png": black_png(16, 16, colour=2, samples=3)}, "a/2.png", "more than 8 bits"),
+        ({**PAIR, "a/2.png": black_png(16, 16, colour=4, samples=2)}, "a/2.png", "more than 8 bits"),
+        ({**PAIR, "a/2.png": black_png(16, 16, colour=6, samples=4)}, "a/2.png", "more than 8 bits"),
         ({**PAIR, "a/notes.txt": b"Hello, world.\n"}, "a/notes.txt", "is not a PNG or JPEG file"),
         ({**PAIR, "a/2.png": None}, "a/2.png", "is not a PNG or JPEG file"),
         ({**PAIR, "a/deeper/0.png": solid(0)}, "a/deeper", "is not a PNG or JPEG file"),

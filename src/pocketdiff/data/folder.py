@@ -112,7 +112,7 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
                         f"{file}: unpacks to {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}; "
                         "make it smaller"
                     )
-                if image.mode.startswith(("I", "F")):
+                if image.mode.startswith(("I", "F")) or (image.format == "PNG" and _png_depth(file) > 8):
                     raise DataError(f"{file}: has more than 8 bits a channel; save it with 8")
                 upright = ImageOps.exif_transpose(image)
                 if upright.has_transparency_data:
@@ -124,6 +124,12 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
     except Exception as error:  # On damaged files Pillow raises errors of many kinds.
         raise DataError(f"{file}: cannot be read as an image; replace or remove it") from error
     return np.asarray(rgb if size is None else fit(rgb, size))
+
+
+def _png_depth(file: Path) -> int:
+    """Bits a channel: byte 24 of a PNG file. Pillow reads 16-bit colour as 8 and does not say so."""
+    with file.open("rb") as content:
+        return content.read(25)[24]
 
 
 def _is_grey(images: np.ndarray) -> bool:
