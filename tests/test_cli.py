@@ -217,6 +217,7 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("train --parameterization y", "'eps', 'x0', 'v' or 'flow'"),
         ("train --net.kind none", "--net.kind none: there is no such kind; use unet, context_unet"),
         ("train --images none", "give one of them"),
+        ("train --guidance-strengths 0.5 0 0.5", "pictures of one name"),
         ("train --sampling.schedule.kind none --sampling.schedule.rho 5", "here that is none"),
         ("train --widths 30", "--net.widths 30: widths must be multiples of 8"),
         ("train --size 32 32 32", "--size 32 32 32"),
@@ -274,6 +275,44 @@ def test_the_shown_loss_is_a_moving_average_and_the_written_one_a_mean(tmp_path)
         log.add(Metrics(step, 10 * step, 0, torch.tensor(loss), 1.0), float(step), last=False)
     assert log.note.startswith(f"loss {0.95 * (0.95 * 1.0 + 0.05 * 0.5) + 0.05 * 0.25:.4f}, 10 img/s")
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == pytest.approx(1.75 / 3)
+
+
+def test_a_grid_holds_no_more_than_two_states_in_memory(mnist, tmp_path, monkeypatch) -> None:
+    """However many steps it takes: GIFs alone keep what they show."""
+    import weakref
+
+    from pocketdiff import pictures
+    from pocketdiff.cli.gallery import Due, Gallery
+    from pocketdiff.generate import DiffusionModel, build_denoiser
+
+    config = flags("--widths", "8", "--blocks", "1", "--embedding", "16", "--steps", "30")
+    model = DiffusionModel(build_denoiser(config, mnist.info), config, mnist.info)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most, denoising = 0, pictures.denoising
+
+    def watched(*words):
+        nonlocal most
+        for left, pixels in denoising(*words):
+            alive.add(pixels)
+            most = max(most, len(alive))
+            yield left, pixels
+
+    monkeypatch.setattr(pictures, "denoising", watched)
+    Gallery(tmp_path, model, mnist.train).draw(Due(0, grids=True, gifs=False), lambda note: None)
+    assert 1 <= most <= 3
+
+
+def test_progress_without_a_terminal_tells_the_time_left_while_there_is_any(capsys, monkeypatch) -> None:
+    from pocketdiff.cli import console
+
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("pocketdiff.cli.console.time.perf_counter", lambda: next(clock))
+    bar = console.Bar("training", 100, 20)
+    for done in (20, 60, 100):
+        bar.update(done, "drawing")
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert (first, third) == ("training 20 of 100, drawing", "training 100 of 100, drawing")
+    assert re.fullmatch(r"training 60 of 100, drawing, 0:00:\d\d left", second)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished: Path, data: Path, capsys) -> None:

@@ -62,7 +62,7 @@ class Manifest(Frozen):
     training_seconds: float
     """Time spent in training steps so far, over all sessions."""
     other_seconds: float
-    """Time spent on pictures and checkpoints so far."""
+    """Time spent on all else so far: pictures, checkpoints, getting ready."""
     config: RunConfig
     files: dict[str, tuple[int, str]]
     """Size and SHA-256 of each file."""
@@ -240,11 +240,11 @@ def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         about = json.loads(metadata[_METADATA_KEY])
         version, kind = about["format"], about["kind"]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: was not written by pocketdiff; give a model file that was") from error
     if (version, kind) != (_FORMAT, "diffusion"):
         raise CheckpointError(
-            f"{path}: holds {kind!r} in format {version}, which this version does not read; use the one that wrote it"
+            f"{path}: holds {kind!r} in format {version!r}, which this version does not read; use the one that wrote it"
         )
     return dict(about)
 

@@ -151,6 +151,8 @@ class TrainConfig(Frozen):
     def _sound(self) -> "TrainConfig":
         if (self.images is None) == (self.epochs is None):
             raise ValueError("the length is told in images or in epochs: give one of them, and not both")
+        if len({f"{w:g}" for w in self.guidance_strengths}) < len(self.guidance_strengths):
+            raise ValueError("guidance_strengths that are equal to six digits would give pictures of one name")
         self.sampling.grid(self.schedule)
         return self
 

@@ -93,8 +93,10 @@ class Bar:
             self.progress.update(self.task, completed=done, note=note)
         elif time.perf_counter() - self.last_line >= _PLAIN_SECONDS:
             self.last_line = time.perf_counter()
-            left = (self.last_line - self.began) / (done - self.first) * (self.total - done) if done > self.first else 0
-            words = f"{self.what} {done:,} of {self.total:,}", note, f"{timedelta(seconds=round(left))} left"
+            words = [f"{self.what} {done:,} of {self.total:,}", note]
+            if self.first < done < self.total:
+                left = (self.last_line - self.began) / (done - self.first) * (self.total - done)
+                words.append(f"{timedelta(seconds=round(left))} left")
             print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
 

@@ -24,7 +24,7 @@ def seconds_to_train(denoiser: Denoiser, data: Images, config: TrainConfig) -> f
     def work(count: int) -> None:
         batch_loss(trained, draw_batch(data, config, denoiser.null, 0, count), config).backward()
 
-    return _seconds_each(work, config.batch)
+    return _seconds_each(work, min(config.batch, len(data) if config.epochs else config.length(len(data))))
 
 
 def seconds_to_denoise(model: DiffusionModel, count: int) -> float:

@@ -1,7 +1,8 @@
 """The pictures of a run: generated images over real ones, and GIFs of the denoising, by epoch and guidance strength."""
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -78,14 +79,17 @@ class Gallery:
             what = f"drawing epoch {due.epoch}, w = {w:g}"
             grid = self.folder / f"image_ep{due.epoch}_w{w:g}.png"
             gif = self.folder / f"gif_ep{due.epoch}_w{w:g}.gif"
-            frames: list[pictures.Pixels] = []
+            images: pictures.Pixels | None = None
             if due.gifs and not gif.exists():
-                frames = self._frames(slow, what, note)
-                write_file(gif, pictures.gif([pictures.tile(frame, self.columns, ink) for frame in frames]))
+                frames, steps = [], len(self.model.grid(slow)) - 1
+                for left, pixels in self._denoising(slow, what, note):
+                    if pictures.is_frame(left, steps, self.config.gif_stride):
+                        frames.append(pictures.tile(pixels, self.columns, ink))
+                write_file(gif, pictures.gif(frames))
+                images = pixels if slow == still else None
             if due.grids and not grid.exists():
-                if not frames or slow != still:
-                    frames = self._frames(still, what, note)
-                images = frames[-1]
+                if images is None:
+                    ((_, images),) = deque(self._denoising(still, what, note), maxlen=1)
                 if fault := pictures.health(images):
                     warn(fault)
                 above = pictures.tile(images, self.columns, ink, ZOOM)
@@ -93,14 +97,13 @@ class Gallery:
             written += [grid] * due.grids + [gif] * due.gifs
         return written
 
-    def _frames(self, sampling: SamplingConfig, what: str, note: Callable[[str], None]) -> list[pictures.Pixels]:
-        """The states that a GIF shows; the last is the sample."""
-        steps, frames = len(self.model.grid(sampling)) - 1, []
+    def _denoising(
+        self, sampling: SamplingConfig, what: str, note: Callable[[str], None]
+    ) -> Iterator[tuple[int, pictures.Pixels]]:
+        """Every state on the way, with a note of the steps that are left."""
         for left, pixels in pictures.denoising(self.model, self.labels, range(len(self.labels)), sampling):
             note(f"{what}, {left} steps left")
-            if pictures.is_frame(left, steps, self.config.gif_stride):
-                frames.append(pixels)
-        return frames
+            yield left, pixels
 
     def _samplings(self, w: float) -> tuple[SamplingConfig, SamplingConfig]:
         """How the grid and the GIF of a guidance strength are drawn; often in the same way."""

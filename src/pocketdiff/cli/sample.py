@@ -22,7 +22,7 @@ FRAMES = 20
 """Frames of a GIF, about, where there are more than twice as many steps."""
 
 DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file
-has it, which is what scores best for its preset."""
+has it."""
 
 EXAMPLES = """examples:
   pocketdiff sample runs/laptop                                       four of each class, into samples.png

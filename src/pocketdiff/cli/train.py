@@ -207,7 +207,7 @@ class _Run:
 
     @property
     def other_seconds(self) -> float:
-        """Time spent on all else, over all sessions: pictures, checkpoints, getting ready."""
+        """Time spent on all else: pictures, checkpoints, getting ready; of earlier sessions, up to their last save."""
         session = time.perf_counter() - self.began
         return self.other_before + session - (self.training_seconds - self.trained_before)
 
