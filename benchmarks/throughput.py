@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("preset", nargs="?", default="laptop", choices=PRESETS)
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
-    config, data = PRESETS[flags.preset].model_copy(update={"images": 10**9}), load_data("mnist")
+    config, data = PRESETS[flags.preset].model_copy(update={"images": 10**9, "epochs": None}), load_data("mnist")
     state = TrainState.new(config, data.info)
 
     batch = draw_batch(data.train, config, state.denoiser.null, 0, config.batch)

@@ -63,6 +63,18 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"{path}: cannot be made ({error.strerror}); take another --out") from error
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Sees that a file may be written there.
+
+    Raises:
+        UsageError: If a folder is there, or a file that is not to be overwritten.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder that is there already; take another --out")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: is there already; take another --out, or add --overwrite")
+
+
 class Bar:
     """Progress on standard error: a bar on a terminal, else a plain line every few seconds."""
 

@@ -63,7 +63,8 @@ class Gallery:
         ends = [seen, *range((seen // n + 1) * n, self.length, n), self.length]
         return sum(
             len(self.labels) * (1 if way.scale == 1 else 2) * (len(self.model.grid(way)) - 1)
-            for due in (self.due(before, after) for before, after in pairwise(ends))
+            for before, after in pairwise(ends)
+            if (due := self.due(before, after))
             for w in self.config.guidance_strengths
             for way in self._ways(w, due)
         )
@@ -113,10 +114,10 @@ class Gallery:
         levels = (still.schedule or self.config.schedule).levels
         return still, still.model_copy(update={"steps": int(min(self.config.gif_steps, levels))})
 
-    def _ways(self, w: float, due: Due | None) -> set[SamplingConfig]:
+    def _ways(self, w: float, due: Due) -> set[SamplingConfig]:
         """The ways of sampling that a guidance strength asks for."""
         still, slow = self._samplings(w)
-        return {way for way, wanted in ((still, due and due.grids), (slow, due and due.gifs)) if wanted}
+        return {way for way, wanted in ((still, due.grids), (slow, due.gifs)) if wanted}
 
 
 def _due(epochs: tuple[int, int], every: int) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pocketdiff.checkpoint import save_model
-from pocketdiff.cli.console import make_folder, say
+from pocketdiff.cli.console import check_free, make_folder, say
 from pocketdiff.cli.flags import Parser, UsageError
 from pocketdiff.importer import import_ddpm
 
@@ -28,8 +28,7 @@ def main(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     if flags.out.suffix != ".safetensors":
         raise UsageError(f"--out {flags.out}: must end in .safetensors")
-    if flags.out.is_dir() or (flags.out.exists() and not flags.overwrite):
-        raise UsageError(f"{flags.out}: is there already; take another --out, or add --overwrite")
+    check_free(flags.out, flags.overwrite)
     denoiser, run = import_ddpm(flags.file)
     make_folder(flags.out.parent)
     save_model(flags.out, denoiser, run)

@@ -50,8 +50,7 @@ class MetricsLog:
         if last or metrics.seen - self._seen >= self.every:
             line = {
                 "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch, "loss": self._loss / self._steps,
-                "lr": metrics.lr,
-                "images_per_second": speed, "seconds": seconds,
+                "lr": metrics.lr, "images_per_second": speed, "seconds": seconds,
             }  # fmt: skip
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")

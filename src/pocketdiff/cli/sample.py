@@ -10,7 +10,7 @@ from PIL import Image
 
 from pocketdiff import pictures
 from pocketdiff.checkpoint import load
-from pocketdiff.cli.console import Bar, make_folder, pick_device, say, warn
+from pocketdiff.cli.console import Bar, check_free, make_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
@@ -57,10 +57,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--per-label {per_label}: must be at least 1")
     if flags.out.suffix not in WRITERS:
         raise UsageError(f"--out {flags.out}: must end in .png, .gif or .npz, or have no ending, for a folder")
-    if flags.out.is_dir():
-        raise UsageError(f"{flags.out}: is a folder that is there already; take another --out")
-    if flags.out.exists() and not flags.overwrite:
-        raise UsageError(f"{flags.out}: is there already; take another --out, or add --overwrite")
+    check_free(flags.out, flags.overwrite)
 
     model = load(flags.model, pick_device(flags.device))
     sampling = apply(model.config.sampling, flags)

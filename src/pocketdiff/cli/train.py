@@ -112,9 +112,8 @@ class _Run:
         self.model = DiffusionModel(self.state.ema, self.config, data.info)
         self.gallery = Gallery(out / "pictures", self.model, data.train)
         self.weights = sum(weight.numel() for weight in self.state.denoiser.parameters())
-        self.training_seconds = self.other_before = 0.0
+        self.training_seconds = self.trained_before = self.other_before = 0.0
         self.began = time.perf_counter()
-        self.trained_before = 0.0
         self.log = MetricsLog(out / "metrics.jsonl", self.config.log_every)
         self.saved: Path | None = None
         self.drawn: list[Path] = []
