@@ -30,7 +30,8 @@ EXAMPLES = """examples:
   pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
   pocketdiff train --preset ddpm                        the original experiment, a day or more; small, two minutes:
-  pocketdiff train --preset ddpm --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 --batch 128 --adam-lr 2e-3
+  pocketdiff train --preset ddpm --out runs/small --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 \\
+      --batch 128 --adam-lr 2e-3
 """
 
 LONG = 3600.0
