@@ -134,7 +134,7 @@ def metadata(model: Path) -> dict[str, Any]:
 def signed(model: Path, about: dict[str, Any], folder: Path) -> Path:
     """The same weights with other metadata, under their own SHA-256, as a stranger would write them."""
     about = {name: value for name, value in about.items() if name != "sha256"}
-    about["sha256"] = checkpoint._fingerprint(load_file(model), about)
+    about["sha256"] = checkpoint.fingerprint(load_file(model), about)
     path = folder / "changed.safetensors"
     save_file(load_file(model), path, {"pocketdiff": json.dumps(about)})
     return path

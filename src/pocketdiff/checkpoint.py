@@ -192,7 +192,7 @@ def save_model(path: Path, denoiser: nn.Module, config: RunConfig) -> None:
     tensors = _contiguous(denoiser.state_dict())
     _check_finite(tensors)
     about = {"format": _FORMAT, "kind": "diffusion", **config.model_dump(mode="json")}
-    about["sha256"] = _fingerprint(tensors, about)
+    about["sha256"] = fingerprint(tensors, about)
     write_file(path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
 
 
@@ -222,7 +222,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy the file again") from error
     about = _about(path, metadata)
-    if about.pop("sha256", None) != _fingerprint(tensors, about):
+    if about.pop("sha256", None) != fingerprint(tensors, about):
         raise CheckpointError(f"{path}: its weights or its config are not those that were saved; copy the file again")
     try:
         config = RunConfig.model_validate({name: about[name] for name in about.keys() - {"format", "kind"}})
@@ -274,7 +274,8 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _fingerprint(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+def fingerprint(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """The SHA-256 of weights and of what is said about them, whatever their order."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

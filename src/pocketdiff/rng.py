@@ -34,6 +34,14 @@ class Stream(IntEnum):
     """Whether a training image loses its label, by images seen."""
     START = 6
     """The noise that sampling starts from, by the image's seed."""
+    BOOTSTRAP = 7
+    """Which images a resample draws again."""
+    JITTER = 8
+    """How a classifier's training images are turned, scaled and moved, by optimizer step."""
+    SAMPLE = 9
+    """Which of more images are scored, by what they are for."""
+    CONTROL = 10
+    """The noise and the shuffled labels of an evaluation's controls."""
     STEP = 1 << 32
     """The noise that step k of sampling adds, as stream STEP + k, by the image's seed."""
 

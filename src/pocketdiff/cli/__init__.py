@@ -20,6 +20,18 @@ def _sample(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _evaluate(arguments: list[str]) -> int:
+    from pocketdiff.cli.evaluate import main
+
+    return main(arguments)
+
+
+def _train_classifiers(arguments: list[str]) -> int:
+    from pocketdiff.cli.classifiers import main
+
+    return main(arguments)
+
+
 def _info(arguments: list[str]) -> int:
     from pocketdiff.cli.info import main
 
@@ -35,6 +47,8 @@ def _import_ddpm(arguments: list[str]) -> int:
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train a model on a data set, or go on with an unfinished run", _train),
     "sample": ("draw images with a trained model", _sample),
+    "evaluate": ("score a model, or any images: how real, how varied, how new", _evaluate),
+    "train-classifiers": ("make the two classifiers that scores of a data set need", _train_classifiers),
     "info": ("say what a run or a model file holds", _info),
     "import-ddpm": ("make a model file of what the original script saved", _import_ddpm),
 }
@@ -47,6 +61,7 @@ usage: pocketdiff VERB ... [--debug]
 
   pocketdiff train                                five minutes of training on MNIST, into runs/laptop
   pocketdiff sample runs/laptop --labels 3,1,4    draws these digits, into samples.png
+  pocketdiff evaluate runs/laptop                 says how good they are
   pocketdiff train --help                         every flag
 
 --debug shows the traceback of an error. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -66,7 +81,7 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP.format(verbs="\n".join(f"  {verb:13}{summary}" for verb, (summary, _) in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {verb:19}{summary}" for verb, (summary, _) in VERBS.items())))
         return 0
     if arguments[0] == "--version":
         from pocketdiff import __version__

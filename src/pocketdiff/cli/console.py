@@ -112,6 +112,27 @@ class Bar:
             print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
 
+class Work:
+    """Many pieces of work, a bar each: call it with the name of one, how much of it is done, and how much it is."""
+
+    def __init__(self) -> None:
+        self.bar: Bar | None = None
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(kind, error, at)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Moves the bar of a piece of work, or begins it."""
+        if self.bar is None or self.bar.what != what:
+            self.__exit__(None, None, None)
+            self.bar = Bar(what, total).__enter__()
+        self.bar.update(done)
+
+
 class Stop:
     """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second one ends the program at once.
 

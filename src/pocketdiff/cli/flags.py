@@ -53,9 +53,18 @@ class _Leaf(NamedTuple):
     kinds: tuple[str, ...] = ()
 
 
-def add_config(parser: Parser, config: BaseModel, defaults: str = "the preset's") -> None:
-    """Adds a flag for every field of a config, nested ones included; ``defaults`` says whose the defaults are."""
-    leaves = _merged(type(config))
+def add_config(
+    parser: Parser, config: BaseModel, defaults: str = "the preset's", without: tuple[str, ...] = ()
+) -> None:
+    """Adds a flag for every field of a config, nested ones included.
+
+    Args:
+        parser: Gets the flags.
+        config: Has the defaults.
+        defaults: Says whose they are.
+        without: Fields that the verb asks for in its own way.
+    """
+    leaves = [leaf for leaf in _merged(type(config)) if leaf.path not in without]
     names = [leaf.path.rpartition(".")[2] for leaf in leaves]
     depths = [leaf.path.count(".") for leaf in leaves]
     group = parser.add_argument_group("config", f"the defaults are {defaults}")

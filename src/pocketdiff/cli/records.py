@@ -82,10 +82,7 @@ def summarize(state: TrainState, training_seconds: float, other_seconds: float) 
         "peak_memory_bytes": peak_memory(),
         "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if weights[0].is_cuda else None,
         "hardware": hardware(weights[0].device),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("pocketdiff", "torch", "numpy")},
-        },
+        "versions": versions(),
         "commit": commit(),
     }
 
@@ -115,6 +112,11 @@ def hardware(device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "system": platform.platform(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the figures depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("pocketdiff", "torch", "numpy")}}
 
 
 def commit() -> str | None:

@@ -17,15 +17,17 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import field_validator
 from torch import Tensor
 
-from pocketdiff.data.arrays import read_npz
-from pocketdiff.data.folder import is_image_folder, read_image_folder
+from pocketdiff.data.arrays import read_loose_npz, read_npz
+from pocketdiff.data.folder import is_image_folder, read_image_folder, read_loose_images
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
 from pocketdiff.data.source import Size, Source, Split
 from pocketdiff.errors import DataError
 from pocketdiff.frozen import Frozen
 from pocketdiff.rng import Stream, permutation
 
-__all__ = ["DATASETS", "DataError", "DataInfo", "Dataset", "Images", "load_data", "to_data_units", "to_uint8"]
+__all__ = [
+    "DATASETS", "DataError", "DataInfo", "Dataset", "Images", "load_data", "load_images", "to_data_units", "to_uint8",
+]  # fmt: skip
 
 MIN_SIDE, MAX_SIDE = 16, 64
 """The image sizes this package is made for, in pixels."""
@@ -165,6 +167,38 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
         sha256=_sha256(train, test),
     )
     return Dataset(train, test, info)
+
+
+def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"] | None]:
+    """Reads images that are no data set: those of a model, say, that are to be judged beside the data's own.
+
+    Args:
+        source: An ``.npz`` file with ``images`` and perhaps ``labels``, class indices; or a folder of PNG or JPEG
+            images, perhaps in sub-folders that are named after the classes.
+        info: Of the data they belong to, which decides between grey and RGB.
+
+    Returns:
+        The images, and the index of each one's class where that is known.
+
+    Raises:
+        DataError: If they cannot be read: one sentence with the file, the fault and the remedy.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            images, labels = read_loose_images(path, info.classes)
+        elif path.is_file() and path.suffix == ".npz":
+            images, labels = read_loose_npz(path)
+        else:
+            raise DataError(f"{source}: holds no images; give an .npz file or a folder of PNG or JPEG files")
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{source}: cannot be read ({error}); mend the path or its permissions") from error
+    if info.channels == 1 and (images[..., :1] == images).all():
+        images = images[..., :1]
+    elif info.channels == 3 and images.shape[3] == 1:
+        images = images.repeat(3, axis=3)
+    pixels = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    return pixels, None if labels is None else torch.tensor(labels)
 
 
 def _read(source: str, size: Size | None) -> Source:

@@ -1,9 +1,11 @@
 """Data sets in one ``.npz`` file."""
 
+import contextlib
 import math
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,33 @@ def read_npz(path: Path) -> Source:
     Raises:
         DataError: If the file is damaged, or an array is missing, too large or of another type or shape.
     """
+    with _opened(path) as archive:
+        train = Split(_images(archive, path, "images"), _labels(archive, path, "labels"))
+        if not {"test_images.npy", "test_labels.npy"} & set(archive.namelist()):
+            return Source(train)
+        return Source(train, Split(_images(archive, path, "test_images"), _labels(archive, path, "test_labels")))
+
+
+def read_loose_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads ``images``, and ``labels`` where they are, as `read_npz` does.
+
+    Raises:
+        DataError: As `read_npz`, or if there are not as many labels as images.
+    """
+    with _opened(path) as archive:
+        images = _images(archive, path, "images")
+        labels = _labels(archive, path, "labels") if "labels.npy" in archive.namelist() else None
+    if labels is not None and len(labels) != len(images):
+        raise DataError(f"{path}: {len(images):,} images but {len(labels):,} labels; they must be equally many")
+    return images, labels
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The file as an archive; whatever is wrong with it is a DataError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = set(archive.namelist())
-            train = Split(_images(archive, path, "images"), _labels(archive, path, "labels"))
-            if not {"test_images.npy", "test_labels.npy"} & members:
-                return Source(train)
-            return Source(train, Split(_images(archive, path, "test_images"), _labels(archive, path, "test_labels")))
+            yield archive
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); write it again with numpy.savez") from error
 

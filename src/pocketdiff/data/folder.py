@@ -52,38 +52,62 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
     return Source(train, test, tuple(names))
 
 
+def read_loose_images(path: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a folder of PNG and JPEG images, as RGB, with their class indices where they lie in folders of classes.
+
+    Args:
+        path: The folder: the images themselves, or one sub-folder for each class, or for some.
+        classes: The classes' names, in the order of their indices.
+
+    Raises:
+        DataError: As `read_image_folder`, or if a sub-folder is none of the classes.
+    """
+    children = _children(path, path)
+    if not children:
+        raise DataError(f"{path}: holds no image; give a folder of PNG or JPEG files")
+    if any(child.is_dir() for child in children):
+        split = _read_split(path, path, list(classes), None)
+        return split.images, split.labels
+    return _read_files(children, path, None), None
+
+
 def _read_split(folder: Path, root: Path, names: list[str], size: Size | None) -> Split:
     """All images of a folder's sub-folders, as RGB."""
-    images: list[np.ndarray] = []
+    files: list[Path] = []
     labels: list[int] = []
-    first: Path | None = None
-    total = 0
     for child in _children(folder, root):
         if not child.is_dir():
             raise DataError(f"{child}: lies beside the classes' folders; move it into one of them, or away")
-        files = _children(child, root)
+        inside = _children(child, root)
         if child.name not in names:
-            raise DataError(f"{child}: is no class of the training split; add it there, or remove it here")
-        if not files:
+            raise DataError(
+                f"{child}: is no class of the training split ({', '.join(names[:20])}); rename or remove it"
+            )
+        if not inside:
             raise DataError(f"{child}: holds no image; add some, or remove the folder")
-        for file in files:
-            image = _read_image(file, size)
-            if images and image.shape != images[0].shape:
-                raise DataError(
-                    f"{file}: is {image.shape[0]} x {image.shape[1]} pixels and {first} {images[0].shape[0]} x "
-                    f"{images[0].shape[1]}; --size 32 brings all to 32 x 32"
-                )
-            first = first or file
-            total += image.nbytes
-            if total > MAX_BYTES:
-                raise DataError(
-                    f"{root}: the images take over {MAX_BYTES:,} bytes of memory; --size 32 makes them small"
-                )
-            images.append(image)
-            labels.append(names.index(child.name))
-    if not images:
+        files += inside
+        labels += [names.index(child.name)] * len(inside)
+    if not files:
         raise DataError(f"{folder}: holds no classes; make one sub-folder of images for each class")
-    return Split(np.stack(images), np.array(labels, np.int64))
+    return Split(_read_files(files, root, size), np.array(labels, np.int64))
+
+
+def _read_files(files: list[Path], root: Path, size: Size | None) -> np.ndarray:
+    """Images of one size, as RGB (n, h, w, 3)."""
+    images: list[np.ndarray] = []
+    total = 0
+    for file in files:
+        image = _read_image(file, size)
+        if images and image.shape != images[0].shape:
+            raise DataError(
+                f"{file}: is {image.shape[0]} x {image.shape[1]} pixels and {files[0]} {images[0].shape[0]} x "
+                f"{images[0].shape[1]}; --size 32 brings all to 32 x 32"
+            )
+        total += image.nbytes
+        if total > MAX_BYTES:
+            raise DataError(f"{root}: the images take over {MAX_BYTES:,} bytes of memory; --size 32 makes them small")
+        images.append(image)
+    return np.stack(images)
 
 
 def _children(folder: Path, root: Path) -> list[Path]:

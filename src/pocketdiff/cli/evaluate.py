@@ -1,0 +1,239 @@
+"""``pocketdiff evaluate``: how good a model's images, or any others, are, beside what real images score."""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketdiff import pictures, rng
+from pocketdiff.checkpoint import MODEL_FILE, load
+from pocketdiff.cli.classifiers import add_data, pick_classifiers, pick_data
+from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, say, warn
+from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
+from pocketdiff.cli.records import hardware, versions
+from pocketdiff.config import SamplingConfig, TrainConfig
+from pocketdiff.data import load_images
+from pocketdiff.evaluate.reference import LEAST, Reference, tracked
+from pocketdiff.evaluate.report import Evaluation, Sweep, Trial
+from pocketdiff.evaluate.score import K, Sample, check, controls, floor, labels_like, score, train_on_synthetic
+from pocketdiff.files import write_file
+from pocketdiff.generate import DiffusionModel
+
+DESCRIPTION = """Scores images against a data set: how near to real ones they are, how varied, whether they show what
+they should, and whether they are copies. TARGET is a finished run, a model file, an .npz file or a folder of images.
+Every figure stands beside that of as many real images."""
+
+EXAMPLES = """examples:
+  pocketdiff evaluate runs/laptop                              a table, in a few minutes
+  pocketdiff evaluate runs/laptop --out report                 and report/index.html, with pictures
+  pocketdiff evaluate samples.npz --json score.json            images of any origin, against MNIST
+  pocketdiff evaluate pets --data photos --size 32             against your own
+  pocketdiff evaluate runs/laptop --n 2000 --scales 1,1.25,1.5,2 --steps 4,6,10,20 --out sweep
+"""
+
+SHOWN = 20
+"""The most images of each trial that a sweep's page shows, one a class."""
+
+
+def main(arguments: list[str]) -> int:
+    """Parses the flags, scores, writes, and returns the exit status."""
+    flags = _parse(arguments)
+    flags.began = time.perf_counter()
+    page = flags.out and flags.out / "index.html"
+    outputs = [path for path in (flags.json, page) if path]
+    for path in outputs:
+        check_free(path, flags.overwrite)
+        make_folder(path.parent)
+    result = _of_images(flags) if _holds_images(flags.target) else _of_model(flags)
+    say(result.table())
+    if isinstance(result, Evaluation) and (fault := result.verdict()):
+        warn(fault)
+    if flags.json:
+        write_file(flags.json, json.dumps(result.json(), indent=2, allow_nan=False) + "\n")
+    if page:
+        write_file(page, result.page())
+    for path in outputs:
+        say(f"wrote {path}")
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("pocketdiff evaluate", "TARGET [flags]", DESCRIPTION, EXAMPLES)
+    parser.add_argument("target", metavar="TARGET", type=Path, help="a finished run, a model file, or images")
+    option = parser.add_argument
+    add_data(parser, "the model's own, or mnist")
+    option("--n", metavar="INT", type=int, default=10_000, help="images that are scored, at most (default: 10000)")
+    option("--seed", metavar="INT", type=int, default=0, help="of the images and of the bootstrap (default: 0)")
+    option("--controls", action="store_true", help="score noise, blurred images and shuffled labels as well")
+    option("--cas", action="store_true", help="train a classifier on the images, and let it read real ones")
+    option("--json", metavar="FILE", type=Path, help="write every figure as JSON")
+    option("--out", metavar="FOLDER", type=Path, help="write a page with pictures, FOLDER/index.html")
+    option("--overwrite", action="store_true", help="replace files that are there")
+    option("--device", metavar="NAME", default="auto", help="where a model draws: cpu, cuda, or auto (default: auto)")
+    sweep = parser.add_argument_group("sweep", "every combination is scored, each with the same labels and seeds")
+    for name, example in (("samplers", "dpmpp_2m,euler"), ("steps", "10 or 4,6,10"), ("scales", "1,1.5,2")):
+        sweep.add_argument(f"--{name}", metavar="LIST", default=argparse.SUPPRESS, help=f"as in {example}")
+    add_config(parser, SamplingConfig(), "the model file's; here, the package's own", without=("steps",))
+    flags = parser.parse(arguments)
+    if flags.n < LEAST:
+        raise UsageError(f"--n {flags.n}: a sound score needs {LEAST} images or more")
+    if not 0 <= flags.seed < 2**30:
+        raise UsageError(f"--seed {flags.seed}: must be from 0 to 2^30 - 1")
+    return flags
+
+
+def _holds_images(target: Path) -> bool:
+    """Whether a target is images, and not a model."""
+    if target.is_dir():
+        return not ((target / MODEL_FILE).exists() or (target / "config.json").exists())
+    return target.suffix == ".npz"
+
+
+def _of_images(flags: argparse.Namespace) -> Evaluation:
+    """The evaluation of images of any origin."""
+    if sampling := [
+        name for name in vars(flags) if name in SWEPT or name.partition(".")[0] in SamplingConfig.model_fields
+    ]:
+        raise UsageError(f"--{sampling[0]}: goes with a model, and {flags.target} holds images")
+    source, data = pick_data(flags, TrainConfig())
+    sample = Sample(*load_images(str(flags.target), data.info))
+    check(sample, data.info)
+    if flags.cas and sample.labels is None:
+        raise UsageError(f"--cas: {flags.target} holds no labels to learn from; give images with labels")
+    if len(sample) > flags.n:
+        some = rng.permutation(flags.seed, rng.Stream.SAMPLE, 4, len(sample))[: flags.n].sort().values
+        sample = Sample(sample.pixels[some], None if sample.labels is None else sample.labels[some])
+    classifiers = pick_classifiers(data)
+    with Work() as work:
+        reference = Reference.of(data, classifiers, track=work)
+        return _evaluate(flags, sample, reference, {"data": source}, work)
+
+
+def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
+    """The evaluation of images that a model draws, in one way or in many."""
+    model = load(flags.target, pick_device(flags.device))
+    ways = _ways(flags, model)
+    source, data = pick_data(flags, model.config)
+    facts = ("channels", "height", "width", "classes")
+    alike = all(getattr(model.info, fact) == getattr(data.info, fact) for fact in facts)
+    if not alike or model.info.sha256 not in {None, data.info.sha256}:
+        raise UsageError(
+            f"{flags.target}: was not trained on these data; name the right ones with --data, --size and --split-seed"
+        )
+    if len(ways) > 1 and (flags.controls or flags.cas):
+        raise UsageError("--controls and --cas: go with one way of sampling; leave them out of a sweep")
+    classifiers = pick_classifiers(data)
+    with Work() as work:
+        reference = Reference.of(data, classifiers, memorization=len(ways) == 1, track=work)
+        if len(ways) == 1:
+            sample, drawn = _draw(flags, model, ways[0], reference, work)
+            return _evaluate(flags, sample, reference, {"data": source, **drawn}, work)
+        labels = torch.tensor(labels_like(data.train.labels, flags.n))
+        firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()[:SHOWN]]
+        trials = []
+        for number, way in enumerate(ways, 1):
+            sample, drawn = _draw(flags, model, way, reference, work, f"{number} of {len(ways)}, ")
+            metrics = score(sample, reference, flags.seed, work).metrics
+            trials.append(Trial(way, drawn, metrics, sample.pixels[firsts]))
+        real = floor(reference, flags.n, flags.seed, work) if reference.test else None
+        return Sweep(reference, trials, real, _frame(flags, reference, flags.n, {"data": source}))
+
+
+SWEPT = {"samplers": "sampler", "steps": "steps", "scales": "scale"}
+
+
+def _ways(flags: argparse.Namespace, model: DiffusionModel) -> list[SamplingConfig]:
+    """Every way of sampling that is asked for."""
+    given = {
+        name: value for name, value in vars(flags).items() if name.partition(".")[0] in SamplingConfig.model_fields
+    }
+    lists = {field: getattr(flags, name).split(",") for name, field in SWEPT.items() if hasattr(flags, name)}
+    if twice := [field for field in lists if field in given and field != "steps"]:
+        raise UsageError(f"--{twice[0]} and --{twice[0]}s: say the same; give one of them")
+    ways = [
+        apply(model.config.sampling, argparse.Namespace(**given | dict(zip(lists, values, strict=True))))
+        for values in product(*lists.values())
+    ]
+    for way in ways:
+        model.grid(way)
+    return ways
+
+
+def _draw(
+    flags: argparse.Namespace,
+    model: DiffusionModel,
+    sampling: SamplingConfig,
+    reference: Reference,
+    work: Work,
+    which: str = "",
+) -> tuple[Sample, dict[str, Any]]:
+    """Images of a model, with each class as frequent as in the training split; and what is to be said of them."""
+    labels = labels_like(reference.data.train.labels, flags.n)
+    first = flags.seed << 32  # The images of two seeds have no noise in common.
+    asked = 0
+
+    def count(_net: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal asked
+        asked += len(inputs[0])
+
+    began = time.perf_counter()
+    hook = model.denoiser.net.register_forward_pre_hook(count)
+    try:
+        chunks = model.chunks(labels, range(first, first + flags.n), sampling)
+        pixels = torch.cat(tracked(chunks, f"{which}drawing", flags.n, work))
+    finally:
+        hook.remove()
+    if fault := pictures.health(pixels):
+        warn(fault)
+    drawn = {
+        "sampler": sampling.sampler,
+        "steps": len(model.grid(sampling)) - 1,
+        "scale": sampling.scale,
+        "schedule": (sampling.schedule or model.config.schedule).model_dump(mode="json"),
+        "network_evaluations": asked / flags.n,
+        "drawing_seconds": time.perf_counter() - began,
+        "drawn_on": str(model.device),
+    }
+    return Sample(pixels, torch.tensor(labels)), drawn
+
+
+def _evaluate(
+    flags: argparse.Namespace, sample: Sample, reference: Reference, about: Mapping[str, Any], work: Work
+) -> Evaluation:
+    """The images' score, and all that it is read beside."""
+    n = len(sample)
+    scored = score(sample, reference, flags.seed, work)
+    real = floor(reference, n, flags.seed, work) if reference.test else None
+    made = controls(reference, n, flags.seed) if flags.controls and reference.test else {}
+    others = {name: score(control, reference, flags.seed, work) for name, control in made.items()}
+    if flags.cas:
+        scored.metrics.update(train_on_synthetic(sample, reference.data, flags.seed, work))
+    return Evaluation(sample, reference, scored, real, others, _frame(flags, reference, n, about))
+
+
+def _frame(flags: argparse.Namespace, reference: Reference, n: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What every figure must name: with the same frame it can be made again."""
+    info, nets = reference.data.info, reference.classifiers
+    return {
+        "target": str(flags.target),
+        "n": n,
+        "seed": flags.seed,
+        **about,
+        "feature_network": nets.features.name,
+        "label_network": nets.reader.name,
+        "label_network_accuracy": nets.reader.accuracy,
+        "data_sha256": info.sha256,
+        "train_images": info.train_images,
+        "test_images": info.test_images,
+        "compared_with": len(reference.train_part(n)),
+        "floor_images": len(reference.test_part(n)),
+        "k": K,
+        "seconds": time.perf_counter() - flags.began,
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
+    }

@@ -1,0 +1,110 @@
+"""A data set as scores see it: its features, and how near its test split comes to its training split."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pocketdiff import rng
+from pocketdiff.data import Dataset
+from pocketdiff.evaluate.classifiers import NUM_FEATURES, Classifiers, features
+from pocketdiff.evaluate.distances import Gaussian
+from pocketdiff.evaluate.memorization import Nearest, NearestImages, nearest_features
+
+LEAST = 2 * NUM_FEATURES
+"""The fewest images that can be scored."""
+QUANTILE = 0.01
+"""The share of the test split that counts as near to the training split."""
+
+Track = Callable[[str, int, int], None]
+"""Told how much of a piece of work is done: its name, the images done, the images in all."""
+Chunk = TypeVar("Chunk", Tensor, Nearest)
+
+
+def untracked(_what: str, _done: int, _total: int) -> None:
+    """Tells nobody."""
+
+
+def tracked(chunks: Iterable[Chunk], what: str, total: int, track: Track) -> list[Chunk]:
+    """All that comes, with word of the progress."""
+    done, gathered = 0, []
+    track(what, 0, total)
+    for chunk in chunks:
+        gathered.append(chunk)
+        done += len(chunk if isinstance(chunk, Tensor) else chunk.distance)
+        track(what, done, total)
+    return gathered
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The training images as something to be remembered, and how near to them the test images are."""
+
+    images: NearestImages
+    pixels: Float[Tensor, " t"]
+    """Each test image's distance to the nearest training image, in pixels."""
+    features: Float[Tensor, " t"]
+    """The same in features."""
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """The distances, in pixels and in features, that one test image in a hundred does not exceed."""
+        return float(self.pixels.quantile(QUANTILE)), float(self.features.quantile(QUANTILE))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What images are scored against; made once for any number of scores."""
+
+    data: Dataset
+    classifiers: Classifiers
+    train_features: Float[Tensor, "n d"]
+    test_features: Float[Tensor, "t d"]
+    train: Gaussian
+    test: Gaussian | None
+    """None where there are fewer than `LEAST` test images."""
+    memory: Memory | None
+    """None where it was not asked for."""
+
+    @classmethod
+    def of(
+        cls, data: Dataset, classifiers: Classifiers, memorization: bool = True, track: Track = untracked
+    ) -> "Reference":
+        """Looks at every image of a data set.
+
+        Args:
+            data: The data set.
+            classifiers: Its own.
+            memorization: Whether to look also for each test image's nearest training image.
+            track: Told of the progress.
+
+        Raises:
+            EvaluationError: If there are fewer than `LEAST` training images, or all are alike.
+        """
+        net = classifiers.features.net
+        train, test = (
+            torch.cat(tracked(features(net, part.pixels), f"features of the {name} split", len(part), track))
+            for name, part in (("training", data.train), ("test", data.test))
+        )
+        memory = None
+        if memorization:
+            images = NearestImages(data.train.pixels)
+            near = tracked(images.of(data.test.pixels), "nearest training image of each test image", len(test), track)
+            memory = Memory(images, Nearest.joined(near).distance, nearest_features(test, train))
+        whole = Gaussian.of(test) if len(test) >= LEAST else None
+        return cls(data, classifiers, train, test, Gaussian.of(train), whole, memory)
+
+    def train_part(self, n: int) -> Int[Tensor, " m"]:
+        """Which training images stand for all of them where n images are compared with as many; always the same."""
+        return _part(len(self.train_features), n, 0)
+
+    def test_part(self, n: int) -> Int[Tensor, " m"]:
+        """Which test images are as many as n images, or all if they are not so many; always the same."""
+        return _part(len(self.test_features), n, 1)
+
+
+def _part(total: int, n: int, purpose: int) -> Int[Tensor, " m"]:
+    return rng.permutation(0, rng.Stream.SAMPLE, purpose, total)[:n].sort().values

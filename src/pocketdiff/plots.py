@@ -1,0 +1,83 @@
+"""Plots, as SVG that stands in a page or as a PNG file. Matplotlib is imported when something is drawn."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points = Sequence[tuple[float, float]]
+
+
+def svg(figure: "Figure") -> str:
+    """A figure as an SVG element, the same for the same figure."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "pocketdiff", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def lines(
+    panels: Sequence[tuple[str, Mapping[str, Points]]], across: str, marks: Mapping[str, float] | None = None
+) -> "Figure":
+    """Curves in panels side by side, with one horizontal axis and one key.
+
+    Args:
+        panels: Of each panel its vertical axis, and its curves by name, each as points (x, y).
+        across: The horizontal axis.
+        marks: Levels that are drawn as dashed lines, by the vertical axis they belong to.
+    """
+    figure, axes = _panels(len(panels))
+    for axis, (title, curves) in zip(axes, panels, strict=True):
+        for name, points in curves.items():
+            x, y = zip(*sorted(points), strict=True)
+            axis.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, label=name)
+        if marks and title in marks:
+            axis.axhline(marks[title], color="grey", linewidth=1, linestyle="--", label="real images")
+        axis.set_xlabel(across)
+        axis.set_title(title, fontsize="medium")
+    if len(axes[0].lines) > 1:
+        axes[0].legend(fontsize="small", frameon=False)
+    return figure
+
+
+def shares_below(curves: Mapping[str, Points], across: str, mark: float) -> "Figure":
+    """Cumulative shares, from small ones on, with a mark at one place.
+
+    Args:
+        curves: By name, points (x, share of what is no larger than x).
+        across: The horizontal axis.
+        mark: Where a dashed line stands.
+    """
+    figure, (axis,) = _panels(1)
+    for name, points in curves.items():
+        axis.plot(*zip(*points, strict=True), linewidth=1.4, label=name)
+    axis.axvline(mark, color="grey", linewidth=1, linestyle="--")
+    axis.set_xlabel(across)
+    axis.set_title("share of the images", fontsize="medium")
+    axis.set_yscale("log")
+    axis.legend(fontsize="small", frameon=False)
+    return figure
+
+
+def _panels(n: int) -> "tuple[Figure, Sequence[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * n, 3.2), layout="constrained")
+    axes = [figure.add_subplot(1, n, i + 1) for i in range(n)]
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
