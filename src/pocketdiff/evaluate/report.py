@@ -58,7 +58,7 @@ _SHARES = {
 }  # fmt: skip
 _PAIRS = 10
 _SHOWN = 40
-_IN_CLASS = 12
+_IN_CLASS = 8
 _FEW = 30
 """The most classes whose confusion matrix is shown."""
 
