@@ -133,6 +133,11 @@ class TrainConfig(Frozen):
     gif_stride: int | None = Field(None, ge=1)
     """Training's GIFs show the state after each step whose number, counted from the last, this divides, after the first
     and after the last seven; none: every state."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Images between two scores of the model as it stands; none: it is not scored. Each takes about as long as drawing
+    evaluate_images images."""
+    evaluate_images: int = Field(2_000, ge=1)
+    """How many images a score of the model is made of."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """The guidance strengths w = scale - 1 that pictures are drawn for."""
 

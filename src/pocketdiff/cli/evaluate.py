@@ -18,9 +18,9 @@ from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.records import hardware, versions
 from pocketdiff.config import SamplingConfig, TrainConfig
 from pocketdiff.data import load_images
-from pocketdiff.evaluate.reference import LEAST, Reference, tracked
+from pocketdiff.evaluate.reference import LEAST, Reference
 from pocketdiff.evaluate.report import Evaluation, Sweep, Trial
-from pocketdiff.evaluate.score import K, Sample, check, controls, floor, labels_like, score, train_on_synthetic
+from pocketdiff.evaluate.score import K, Sample, check, controls, draw, floor, labels_like, score, train_on_synthetic
 from pocketdiff.files import write_file
 from pocketdiff.generate import DiffusionModel
 
@@ -173,8 +173,6 @@ def _draw(
     which: str = "",
 ) -> tuple[Sample, dict[str, Any]]:
     """Images of a model, with each class as frequent as in the training split; and what is to be said of them."""
-    labels = labels_like(reference.data.train.labels, flags.n)
-    first = flags.seed << 32  # The images of two seeds have no noise in common.
     asked = 0
 
     def count(_net: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -184,11 +182,10 @@ def _draw(
     began = time.perf_counter()
     hook = model.denoiser.net.register_forward_pre_hook(count)
     try:
-        chunks = model.chunks(labels, range(first, first + flags.n), sampling)
-        pixels = torch.cat(tracked(chunks, f"{which}drawing", flags.n, work))
+        sample = draw(model, reference, flags.n, flags.seed, sampling, lambda what, *rest: work(which + what, *rest))
     finally:
         hook.remove()
-    if fault := pictures.health(pixels):
+    if fault := pictures.health(sample.pixels):
         warn(fault)
     drawn = {
         "sampler": sampling.sampler,
@@ -199,7 +196,7 @@ def _draw(
         "drawing_seconds": time.perf_counter() - began,
         "drawn_on": str(model.device),
     }
-    return Sample(pixels, torch.tensor(labels)), drawn
+    return sample, drawn
 
 
 def _evaluate(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +56,16 @@ class MetricsLog:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self._begin(metrics.seen, seconds)
+
+    def add_score(self, line: dict[str, Any]) -> None:
+        """Writes a score down: a line of its own, with the step and the key ``evaluation``."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The lines that hold scores."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
+        return [json.loads(line) for line in lines if '"evaluation"' in line and _step(line) < math.inf]
 
     def _begin(self, seen: int, seconds: float) -> None:
         self._seen, self._seconds = seen, seconds

@@ -3,7 +3,8 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.forecast import seconds_to_denoise, seconds_to_train
 from pocketdiff.cli.gallery import Due, Gallery
 from pocketdiff.cli.records import MetricsLog, summarize
+from pocketdiff.cli.scoring import Scoring
 from pocketdiff.config import PRESETS
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.files import remove_leftovers, write_file
@@ -34,6 +36,8 @@ EXAMPLES = """examples:
       --batch 128 --adam-lr 2e-3
 """
 
+Note = Callable[[str], None]
+"""Takes a few words on what is being done."""
 LONG = 3600.0
 """Seconds from which on a run is announced as long."""
 
@@ -119,6 +123,7 @@ class _Run:
         self.saved: Path | None = None
         self.drawn: list[Path] = []
         self._restore()
+        self.scoring = Scoring(data, self.model, self.log)
 
     def _restore(self) -> None:
         """Goes to where the newest whole checkpoint stands, or the one asked for; to the start if there is none."""
@@ -153,14 +158,15 @@ class _Run:
 
     def _forewarn(self) -> None:
         """Says how long a run will take, where that is long: measured on a few images, before anything is changed."""
-        left, asked = self.length - self.state.seen, self.gallery.work(self.state.seen)
+        left = self.length - self.state.seen
+        asked = self.gallery.work(self.state.seen) + self.scoring.work(self.state.seen)
         training = left * seconds_to_train(self.state.denoiser, self.data.train, self.config)
         drawing = asked * seconds_to_denoise(self.model, len(self.gallery.labels))
         if training + drawing >= LONG:
             total, *parts = (f"{seconds / 3600:.1f}" for seconds in (training + drawing, training, drawing))
             warn(
-                f"on this CPU that takes about {total} hours: {parts[0]} of training and {parts[1]} of pictures; "
-                "Ctrl-C stops it at any time, and the same command goes on from there"
+                f"on this CPU that takes about {total} hours: {parts[0]} of training and {parts[1]} of pictures and "
+                "scores; Ctrl-C stops it at any time, and the same command goes on from there"
             )
 
     def _train(self, stop: Stop) -> bool:
@@ -168,31 +174,44 @@ class _Run:
         images, every = self.data.train, self.config.checkpoint_every
         last = min(self.config.batch, len(images)) if self.config.epochs else self.config.batch
         seen = self.state.seen
-        # A run that was stopped while it drew has saved itself, but owes the pictures.
-        owed = self.gallery.due(max(0, seen - last), seen) if seen else None
+        # A run that was stopped while it drew or scored has saved itself, but owes what was due.
+        owed = self._due(max(0, seen - last), seen) if seen else []
         with Bar("training", self.length, seen) as bar:
-            if not self._draw(owed, bar, stop):
+            if not self._look(owed, bar, stop):
                 return False
             for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
                 self.log.add(metrics, self.training_seconds, metrics.seen == self.length)
                 bar.update(metrics.seen, self.log.note)
-                due = self.gallery.due(seen, metrics.seen)
+                due = self._due(seen, metrics.seen)
                 if due or stop.asked or seen // every < metrics.seen // every:
                     self.saved = checkpoint.save_checkpoint(
                         self.out, self.state, self.run_config, self.training_seconds, self.other_seconds
                     )
-                if stop.asked or not self._draw(due, bar, stop):
+                if stop.asked or not self._look(due, bar, stop):
                     return False
                 seen = metrics.seen
         return True
 
-    def _draw(self, due: Due | None, bar: Bar, stop: Stop) -> bool:
-        """Draws what is due; False if a signal came first, which need not wait, for the state is saved."""
-        if due is None:
+    def _due(self, before: int, after: int) -> list[Callable[[Note], None]]:
+        """The looks at the model that are due when ``after`` images are seen, after ``before`` at the step before."""
+        looks: list[Callable[[Note], None]] = []
+        if due := self.gallery.due(before, after):
+            looks.append(partial(self._draw, due))
+        if self.scoring.due(before, after):
+            looks.append(partial(self.scoring.score, self.state.step, self.state.seen))
+        return looks
+
+    def _draw(self, due: Due, note: Note) -> None:
+        self.drawn = self.gallery.draw(due, note)
+
+    def _look(self, looks: list[Callable[[Note], None]], bar: Bar, stop: Stop) -> bool:
+        """Takes the looks; False if a signal came first, which need not wait, for the state is saved."""
+        if not looks:
             return True
         try:
             with stop.at_once():
-                self.drawn = self.gallery.draw(due, lambda note: bar.update(self.state.seen, note))
+                for look in looks:
+                    look(lambda note: bar.update(self.state.seen, note))
         except KeyboardInterrupt:
             return False
         return True
@@ -214,14 +233,15 @@ class _Run:
     def _finish(self) -> None:
         """The model file, and the summary, which marks the run as finished."""
         model = self.out / MODEL_FILE
+        drawn = [*self.drawn, *self.scoring.plot(self.gallery.folder)]
         checkpoint.save_model(model, self.state.ema, self.run_config)
         summary = self.out / "summary.json"
         about = summarize(self.state, self.training_seconds, self.other_seconds)
         write_file(summary, json.dumps(about, indent=2) + "\n")
         speed = self.state.seen / max(self.training_seconds, 1e-9)
         say(f"trained on {self.state.seen:,} images in {self.training_seconds:.0f} s, {speed:.0f} a second; wrote")
-        for path in (*self.drawn, self.log.path, summary, model):
+        for path in (*drawn, self.log.path, summary, model):
             say(f"  {path}")
-        if len(list(self.gallery.folder.iterdir())) > len(self.drawn):
+        if len(list(self.gallery.folder.iterdir())) > len(drawn):
             say(f"  {self.gallery.folder} (those of earlier epochs)")
         say(f"now draw: pocketdiff sample {self.out}")

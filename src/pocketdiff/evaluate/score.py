@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pocketdiff import rng
+from pocketdiff.config import SamplingConfig
 from pocketdiff.data import DataInfo, Dataset, Images
 from pocketdiff.evaluate.classifiers import build, features, read, train_classifier, training_length
 from pocketdiff.evaluate.distances import (
@@ -23,6 +24,7 @@ from pocketdiff.evaluate.distances import (
 )
 from pocketdiff.evaluate.memorization import Nearest, nearest_features
 from pocketdiff.evaluate.reference import LEAST, Reference, Track, tracked, untracked
+from pocketdiff.generate import DiffusionModel
 
 K = 5
 """Neighbourhood size of precision, recall, density and coverage, as in Naeem et al. 2020."""
@@ -203,6 +205,33 @@ def check(sample: Sample, info: DataInfo) -> None:
             f"the labels are {int(sample.labels.min())} to {int(sample.labels.max())}, and the data's classes 0 to "
             f"{len(info.classes) - 1}; give class indices"
         )
+
+
+def draw(
+    model: DiffusionModel,
+    reference: Reference,
+    n: int,
+    seed: int,
+    sampling: SamplingConfig | None = None,
+    track: Track = untracked,
+) -> Sample:
+    """Images of a model, each class as frequent as in the training split; those of two seeds have no noise in common.
+
+    Args:
+        model: Draws them.
+        reference: Its data.
+        n: How many.
+        seed: Below 2^31; image i is drawn from the seed ``seed * 2^32 + i``.
+        sampling: By default the model's own.
+        track: Told of the progress.
+
+    Raises:
+        RequestError: If the sampling cannot be done.
+        SamplingError: If the network gives values that are not finite.
+    """
+    labels = labels_like(reference.data.train.labels, n)
+    chunks = model.chunks(labels, range(seed << 32, (seed << 32) + n), sampling)
+    return Sample(torch.cat(tracked(chunks, "drawing", n, track)), torch.tensor(labels))
 
 
 def labels_like(labels: Int[Tensor, " t"], n: int) -> list[int]:
