@@ -14,7 +14,8 @@ from torch import Tensor
 from pocketdiff import rng
 from pocketdiff.errors import PocketdiffError
 
-Features = Float[np.ndarray, "n d"] | Float[Tensor, "n d"]
+Features = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]
+"""A row for each image; two sets need not be equally many."""
 _ROWS = 256
 """Rows of a matrix of pairs that are in memory at once: blocks that the allocator hands out again are three times as
 fast as fresh ones."""

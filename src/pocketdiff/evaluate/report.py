@@ -283,9 +283,9 @@ class Sweep:
     def plot(self) -> "Figure":
         """Distance, accuracy and recall over the steps, or over the scale where the steps are one."""
         over_steps = len({trial.drawn["steps"] for trial in self.trials}) > 1
-        panels: list[tuple[str, dict[str, list[tuple[float, float]]]]] = []
+        panels: list[tuple[str, dict[str, list[tuple[int | float, float]]]]] = []
         for name in ("frechet_train", "accuracy", "recall"):
-            curves: dict[str, list[tuple[float, float]]] = {}
+            curves: dict[str, list[tuple[int | float, float]]] = {}
             for trial in self.trials:
                 steps, scale = trial.drawn["steps"], trial.sampling.scale
                 fixed = f"scale {scale:g}" if over_steps else f"{steps} steps"
@@ -342,7 +342,7 @@ def _rows(metrics: Metrics, floor: Metrics, controls: Mapping[str, Score]) -> li
     ]
 
 
-def _thinned(values: Tensor) -> list[tuple[float, float]]:
+def _thinned(values: Tensor) -> list[tuple[int | float, float]]:
     """At most a few hundred points (x, share of the values up to x), dense where the share is small."""
     ordered = values.sort().values
     ranks = np.unique(np.geomspace(1, len(ordered), 200).round().astype(int))

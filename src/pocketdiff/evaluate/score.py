@@ -167,7 +167,7 @@ def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, track: Trac
     The classification accuracy score of Ravuri and Vinyals 2019, with the bar beside it.
 
     Returns:
-        The share of the test split that each reads right, as ``synthetic`` and ``real``.
+        The share of the test split that each reads right, as ``cas`` and ``cas_real``.
 
     Raises:
         EvaluationError: If the images have no labels.
@@ -177,10 +177,10 @@ def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, track: Trac
     part = rng.permutation(seed, rng.Stream.SAMPLE, 2, len(data.train))[: len(sample)]
     real = Images(data.train.pixels[part], data.train.labels[part])
     shares = {}
-    for name, images in (("synthetic", Images(sample.pixels, sample.labels)), ("real", real)):
+    for name, images in (("cas", Images(sample.pixels, sample.labels)), ("cas_real", real)):
         net = build("reader", data.info)
         for seen in train_classifier(net, images, seed):
-            track(f"training on {name} images", seen, training_length(len(images)))
+            track(f"training a reader for {name}", seen, training_length(len(images)))
         shares[name] = share_estimate(torch.cat(list(read(net, data.test.pixels))) == data.test.labels)
     return shares
 

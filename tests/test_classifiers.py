@@ -1,0 +1,427 @@
+"""The two classifiers: those that are shipped, what they say of an image, their files, and how they learn."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pocketdiff.data import DataInfo, Dataset, Images
+from pocketdiff.evaluate import classifiers
+from pocketdiff.evaluate.classifiers import (
+    KINDS,
+    NUM_FEATURES,
+    SHIPPED,
+    Classifier,
+    build,
+    features,
+    find_classifier,
+    finished,
+    read,
+    save_classifier,
+    train_classifier,
+    training_length,
+)
+
+
+@pytest.fixture(scope="module")
+def shipped(mnist: Dataset) -> dict[str, Classifier]:
+    found = {kind: find_classifier(kind, mnist.info, [SHIPPED]) for kind in KINDS}
+    return {kind: classifier for kind, classifier in found.items() if classifier is not None}
+
+
+@pytest.fixture(scope="module")
+def readings(mnist: Dataset, shipped: dict[str, Classifier]) -> dict[str, Tensor]:
+    """What each sees in every test image."""
+    return {kind: torch.cat(list(read(classifier.net, mnist.test.pixels))) for kind, classifier in shipped.items()}
+
+
+def info(channels: int, height: int, width: int, classes: int) -> DataInfo:
+    names = tuple(str(label) for label in range(classes))
+    return DataInfo(
+        channels=channels, height=height, width=width, classes=names, ink=False, train_images=10, test_images=10,
+        sha256="0123456789abcdef" * 4,
+    )  # fmt: skip
+
+
+def seen(net: classifiers.FeatureNet | classifiers.Reader, pixels: Tensor) -> Tensor:
+    return torch.cat(list(features(net, pixels)))
+
+
+# Those that are shipped
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_shipped_classifiers_read_nearly_all_test_images(
+    kind: str, mnist: Dataset, shipped: dict[str, Classifier], readings: dict[str, Tensor]
+) -> None:
+    share = (readings[kind] == mnist.test.labels).double().mean().item()
+    assert share >= 0.995
+    assert share == pytest.approx(shipped[kind].accuracy, abs=1.5e-4)  # Another machine may round one image away.
+    assert not shipped[kind].net.training
+    assert not any(parameter.requires_grad for parameter in shipped[kind].net.parameters())
+
+
+def test_the_shipped_classifiers_are_small() -> None:
+    paths = sorted(SHIPPED.glob("*.safetensors"))
+    assert [path.name.partition("-")[0] for path in paths] == ["features", "reader"]
+    assert all(path.stat().st_size < 1_500_000 for path in paths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_is_the_kind_and_the_start_of_the_hash(kind: str, shipped: dict[str, Classifier]) -> None:
+    assert shipped[kind].name == f"{kind}-{shipped[kind].sha256[:8]}"
+    assert len(bytes.fromhex(shipped[kind].sha256)) == 32
+
+
+def test_the_two_classifiers_are_of_different_build(shipped: dict[str, Classifier]) -> None:
+    shapes = [
+        {tuple(weight.shape) for weight in shipped[kind].net.parameters() if weight.ndim > 1}
+        for kind in ("features", "reader")
+    ]
+    assert shapes[0].isdisjoint(shapes[1])
+
+
+def test_the_two_classifiers_err_on_different_images(mnist: Dataset, readings: dict[str, Tensor]) -> None:
+    wrong = {kind: reading != mnist.test.labels for kind, reading in readings.items()}
+    shared = int((wrong["features"] & wrong["reader"]).sum())
+    assert shared < 0.75 * min(int(errors.sum()) for errors in wrong.values())
+
+
+def test_the_shipped_classifiers_are_for_their_data_alone(tiny_data: Dataset) -> None:
+    assert [find_classifier(kind, tiny_data.info, [SHIPPED]) for kind in KINDS] == [None, None]
+
+
+# Features
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_images_features_depend_on_no_other_image(kind: str, mnist: Dataset, shipped: dict[str, Classifier]) -> None:
+    net, pixels = shipped[kind].net, mnist.test.pixels[:503]
+    whole = seen(net, pixels)
+    order = torch.randperm(503, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(seen(net, pixels[:1]), whole[:1])
+    assert torch.equal(seen(net, pixels[[7, 7, 502]]), whole[[7, 7, 502]])
+    assert torch.equal(seen(net, pixels[order]), whole[order])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_in_an_image_depends_on_no_other_image(
+    kind: str, mnist: Dataset, shipped: dict[str, Classifier], readings: dict[str, Tensor]
+) -> None:
+    chosen = torch.tensor([9999, 3, 4500])
+    assert torch.equal(torch.cat(list(read(shipped[kind].net, mnist.test.pixels[chosen]))), readings[kind][chosen])
+
+
+def test_features_count_alike(mnist: Dataset, shipped: dict[str, Classifier]) -> None:
+    found = seen(shipped["features"].net, mnist.train.pixels[:4000])
+    assert found.shape == (4000, NUM_FEATURES)
+    assert found.isfinite().all()
+    assert found.mean(0).abs().max() < 0.5
+    assert found.var(0).min() > 0.5
+    assert found.var(0).max() < 2
+
+
+def test_no_feature_repeats_another(mnist: Dataset, shipped: dict[str, Classifier]) -> None:
+    correlations = seen(shipped["features"].net, mnist.test.pixels[:1000]).T.corrcoef() - torch.eye(NUM_FEATURES)
+    assert correlations.abs().max() < 0.98
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width", "classes"), [(16, 16, 2), (17, 22, 10), (27, 33, 3), (64, 64, 37), (16, 64, 5)]
+)
+def test_classifiers_take_any_image(kind: str, channels: int, height: int, width: int, classes: int) -> None:
+    net = build(kind, info(channels, height, width, classes)).eval()
+    x = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    logits = net(x)
+    assert logits.shape == (2, classes)
+    assert logits.isfinite().all()
+    assert not torch.equal(logits[0], logits[1])
+    torch.testing.assert_close(net.head(net.features(x)), logits)
+    assert net.train()(x).isfinite().all()
+
+
+def test_the_last_row_and_column_of_odd_images_count() -> None:
+    net = build("features", info(1, 17, 19, 2)).eval()
+    x = torch.zeros(1, 1, 17, 19)
+    for edge in ((..., 16, slice(None)), (..., slice(None), 18)):
+        other = x.clone()
+        other[edge] = 1
+        assert not torch.equal(net.features(x), net.features(other))
+
+
+# Files
+
+
+@pytest.fixture
+def kept(tiny_data: Dataset, tmp_path: Path) -> tuple[Path, Classifier]:
+    """A classifier that has learned nothing, in a folder."""
+    classifier = finished("features", build("features", tiny_data.info), tiny_data)
+    return save_classifier(tmp_path / "first", classifier, tiny_data.info), classifier
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_found(kind: str, tiny_data: Dataset, tmp_path: Path) -> None:
+    net = build(kind, tiny_data.info)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    made = finished(kind, net, tiny_data)
+    save_classifier(tmp_path / "new" / "folder", made, tiny_data.info)
+    found = find_classifier(kind, tiny_data.info, [tmp_path / "new" / "folder"])
+    assert found is not None
+    assert (found.kind, found.name, found.accuracy, found.sha256) == (kind, made.name, made.accuracy, made.sha256)
+    assert found.net.state_dict().keys() == net.state_dict().keys()
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(found.net.state_dict()[name], tensor)
+    assert torch.equal(seen(found.net, tiny_data.test.pixels), seen(made.net, tiny_data.test.pixels))
+
+
+def test_accuracy_is_the_share_of_the_test_split_read_right(tiny_data: Dataset) -> None:
+    net = build("features", tiny_data.info)
+    nn.init.zeros_(net.head.weight)
+    with torch.no_grad():
+        net.head.bias.copy_(torch.arange(10) == 3)
+    assert finished("features", net, tiny_data).accuracy == 1 / 10
+
+
+def test_the_hash_is_of_kind_and_accuracy_and_every_weight(tiny_data: Dataset) -> None:
+    net = build("features", tiny_data.info)
+    first = finished("features", net, tiny_data)
+    assert finished("features", build("features", tiny_data.info), tiny_data).sha256 == first.sha256
+    net.deep[2][1].running_var[5] += 1e-6
+    other = finished("features", net, tiny_data)
+    assert other.accuracy == first.accuracy
+    assert other.sha256 != first.sha256
+
+
+def with_metadata(**changed: object) -> Callable[[bytes], bytes]:
+    def change(raw: bytes) -> bytes:
+        length = int.from_bytes(raw[:8], "little")
+        about = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["pocketdiff"])
+        return save(load(raw), {"pocketdiff": json.dumps(about | changed)})
+
+    return change
+
+
+def with_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[bytes], bytes]:
+    def changed(raw: bytes) -> bytes:
+        length = int.from_bytes(raw[:8], "little")
+        tensors, metadata = load(raw), json.loads(raw[8 : 8 + length])["__metadata__"]
+        change(tensors)
+        return save(tensors, metadata)
+
+    return changed
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda raw: b"",
+    "cut in its header": lambda raw: raw[:100],
+    "cut by a byte": lambda raw: raw[:-1],
+    "longer by a byte": lambda raw: raw + b"\0",
+    "noise": lambda raw: bytes(range(256)) * 40,
+    "all zeros": lambda raw: bytes(len(raw)),
+    "another accuracy": with_metadata(accuracy=0.999),
+    "no number as accuracy": with_metadata(accuracy="high"),
+    "no accuracy": with_metadata(accuracy=None),
+    "another hash": with_metadata(sha256="0" * 64),
+    "no metadata": lambda raw: save(load(raw)),
+    "metadata of another kind": lambda raw: save(load(raw), {"pocketdiff": "[1, 2]"}),
+    "metadata that are no JSON": lambda raw: save(load(raw), {"pocketdiff": "{"}),
+    "a tensor too few": with_tensors(lambda tensors: tensors.pop("head.bias")),
+    "a tensor too many": with_tensors(lambda tensors: tensors.update(more=torch.zeros(3))),
+    "a tensor of another type": with_tensors(lambda tensors: tensors.update({"head.bias": torch.zeros(10).half()})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_not_taken(damage: str, kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+    path, classifier = kept
+    raw = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](raw))
+    assert find_classifier("features", tiny_data.info, [path.parent]) is None
+    path.write_bytes(with_metadata()(raw))
+    whole = find_classifier("features", tiny_data.info, [path.parent])
+    assert whole is not None
+    assert whole.sha256 == classifier.sha256
+
+
+def test_a_flipped_bit_anywhere_in_the_weights_is_seen(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+    path, _ = kept
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    for at in [start, len(raw) - 1, *torch.linspace(start, len(raw) - 1, 60).int().tolist()]:
+        flipped = bytearray(raw)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        assert find_classifier("features", tiny_data.info, [path.parent]) is None, f"bit {at % 8} of byte {at}"
+
+
+def test_a_flipped_bit_in_the_header_is_seen_or_harmless(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+    path, classifier = kept
+    raw = path.read_bytes()
+    taken = 0
+    for at in range(0, 8 + int.from_bytes(raw[:8], "little"), 13):
+        flipped = bytearray(raw)
+        flipped[at] ^= 1 << at % 7
+        path.write_bytes(flipped)
+        if found := find_classifier("features", tiny_data.info, [path.parent]):
+            taken += 1
+            assert (found.sha256, found.accuracy) == (classifier.sha256, classifier.accuracy)
+    assert taken < 20
+
+
+def test_the_next_folder_is_used_where_one_has_no_whole_file(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+    path, classifier = kept
+    folders = [path.parent.parent / name for name in ("missing", "damaged", "folder", "first")]
+    (folders[1]).mkdir()
+    (folders[1] / path.name).write_bytes(path.read_bytes()[:-1])
+    (folders[2] / path.name).mkdir(parents=True)
+    assert find_classifier("features", tiny_data.info, folders[:3]) is None
+    found = find_classifier("features", tiny_data.info, folders)
+    assert found is not None
+    assert found.sha256 == classifier.sha256
+    assert find_classifier("features", tiny_data.info, []) is None
+
+
+def test_the_first_folder_goes_first(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+    path, first = kept
+    net = build("features", tiny_data.info)
+    nn.init.ones_(net.head.bias)
+    second = finished("features", net, tiny_data)
+    other = save_classifier(path.parent.parent / "second", second, tiny_data.info).parent
+    assert first.sha256 != second.sha256
+    for folders, expected in [([path.parent, other], first), ([other, path.parent], second)]:
+        found = find_classifier("features", tiny_data.info, folders)
+        assert found is not None
+        assert found.sha256 == expected.sha256
+
+
+def test_a_file_of_another_kind_or_other_data_is_not_taken(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+    path, _ = kept
+    (path.parent / path.name.replace("features", "reader")).write_bytes(path.read_bytes())
+    assert find_classifier("reader", tiny_data.info, [path.parent]) is None
+    other = tiny_data.info.model_copy(update={"sha256": "0" * 64})
+    (path.parent / f"features-of-{'0' * 16}.safetensors").write_bytes(path.read_bytes())
+    assert find_classifier("features", other, [path.parent]) is None
+
+
+# Training
+
+
+class Spy(nn.Module):
+    """A classifier that learns fast and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(28 * 28, 10)
+        self.shown: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown.append(x)
+        return self.head(x.flatten(1))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training of three passes, in batches that cross from one pass to the next."""
+    monkeypatch.setattr(classifiers, "_LEAST", 1)
+    monkeypatch.setattr(classifiers, "_PASSES", 3)
+    monkeypatch.setattr(classifiers, "_BATCH", 16)
+
+
+def weights_after(net: nn.Module, data: Images, seed: int) -> Tensor:
+    list(train_classifier(net, data, seed))
+    return torch.cat([tensor.flatten().double() for tensor in net.state_dict().values()])
+
+
+@pytest.mark.usefixtures("short")
+def test_training_sees_each_image_once_in_a_pass(tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    batch = Images.batch
+
+    def noted(images: Images, indices: Tensor) -> tuple[Tensor, Tensor]:
+        taken.extend(indices.tolist())
+        return batch(images, indices)
+
+    monkeypatch.setattr(Images, "batch", noted)
+    counts = list(train_classifier(Spy(), tiny_data.train, seed=0))
+    assert counts == [16, 32, 48, 64, 80, 96, 112, 120]
+    passes = [taken[start : start + 40] for start in (0, 40, 80)]
+    assert [sorted(order) for order in passes] == [list(range(40))] * 3
+    assert passes[0] != passes[1] != passes[2] != passes[0]
+
+
+@pytest.mark.parametrize("n", [1, 40, 12_500, 60_000])
+def test_training_is_long_enough_for_few_images_and_for_many(n: int) -> None:
+    assert training_length(n) in {100_000, 8 * n}
+    assert training_length(n) >= 100_000
+    assert training_length(n) >= 8 * n
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_decided_by_its_seed(kind: str, tiny_data: Dataset) -> None:
+    torch.manual_seed(1)
+    net = build(kind, tiny_data.info)
+    once = weights_after(net, tiny_data.train, 0)
+    assert not net.training
+    torch.manual_seed(2)
+    assert torch.equal(weights_after(build(kind, tiny_data.info), tiny_data.train, 0), once)
+    assert not torch.equal(weights_after(build(kind, tiny_data.info), tiny_data.train, 1), once)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_building_leaves_other_draws_as_they_are(kind: str) -> None:
+    before = torch.random.get_rng_state()
+    build(kind, info(1, 16, 16, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_learns_digits(kind: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifiers, "_LEAST", 1)
+    monkeypatch.setattr(classifiers, "_BATCH", 64)
+    few = Images(mnist.train.pixels[:500], mnist.train.labels[:500])
+    data = Dataset(few, Images(mnist.test.pixels[:1000], mnist.test.labels[:1000]), mnist.info)
+    net = build(kind, data.info)
+    *_, last = train_classifier(net, few, seed=0)
+    assert last == 4000
+    assert finished(kind, net, data).accuracy > 0.8
+
+
+@pytest.mark.usefixtures("short")
+def test_training_shows_images_in_data_units(tiny_data: Dataset) -> None:
+    net = Spy()
+    list(train_classifier(net, tiny_data.train, seed=0))
+    shown = torch.cat(net.shown)
+    assert shown.shape == (120, 1, 28, 28)
+    assert shown.min().item() == pytest.approx(-1, abs=1e-5)
+    assert 0.9 < shown.max() < 1 + 1e-5
+
+
+def test_jitter_moves_images_by_up_to_two_pixels_each_way() -> None:
+    rows, columns = torch.arange(28.0)[:, None] - 13.5, torch.arange(32.0) - 15.5
+    blob = torch.exp(-(rows.square() + columns.square()) / 8)[None, None]
+    moved = classifiers._jittered(blob.repeat(1000, 1, 1, 1), 0, 0)[:, 0]
+    weight = moved.sum((1, 2))
+    for along in (rows, columns):
+        centres = (moved * along).sum((1, 2)) / weight
+        assert 1.9 < centres.max() < 2.6  # Two pixels, then scaled and turned.
+        assert -2.6 < centres.min() < -1.9
+        assert centres.std() == pytest.approx(2 / 3**0.5, rel=0.1)
+
+
+def test_jitter_is_another_for_each_image_and_step() -> None:
+    x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1, 1)
+    first = classifiers._jittered(x, 0, 0)
+    assert torch.equal(first, classifiers._jittered(x, 0, 0))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first, classifiers._jittered(x, 0, 1))
+    assert not torch.equal(first, classifiers._jittered(x, 1, 0))
+    assert F.mse_loss(first, x) > 0
