@@ -194,7 +194,7 @@ def test_the_hash_is_of_kind_and_accuracy_and_every_weight(tiny_data: Dataset) -
     net = build("features", tiny_data.info)
     first = finished("features", net, tiny_data)
     assert finished("features", build("features", tiny_data.info), tiny_data).sha256 == first.sha256
-    net.deep[2][1].running_var[5] += 1e-6
+    net.get_buffer("deep.2.1.running_var")[5] += 1e-6
     other = finished("features", net, tiny_data)
     assert other.accuracy == first.accuracy
     assert other.sha256 != first.sha256
@@ -229,6 +229,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "another accuracy": with_metadata(accuracy=0.999),
     "no number as accuracy": with_metadata(accuracy="high"),
     "no accuracy": with_metadata(accuracy=None),
+    "no number that fits": with_metadata(accuracy=10**400),
     "another hash": with_metadata(sha256="0" * 64),
     "no metadata": lambda raw: save(load(raw)),
     "metadata of another kind": lambda raw: save(load(raw), {"pocketdiff": "[1, 2]"}),
@@ -266,14 +267,14 @@ def test_a_flipped_bit_in_the_header_is_seen_or_harmless(kept: tuple[Path, Class
     path, classifier = kept
     raw = path.read_bytes()
     taken = 0
-    for at in range(0, 8 + int.from_bytes(raw[:8], "little"), 13):
+    for at in range(0, 8 + int.from_bytes(raw[:8], "little"), 37):
         flipped = bytearray(raw)
         flipped[at] ^= 1 << at % 7
         path.write_bytes(flipped)
         if found := find_classifier("features", tiny_data.info, [path.parent]):
             taken += 1
             assert (found.sha256, found.accuracy) == (classifier.sha256, classifier.accuracy)
-    assert taken < 20
+    assert taken < 10
 
 
 def test_the_next_folder_is_used_where_one_has_no_whole_file(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:

@@ -97,7 +97,7 @@ def test_ema_of_the_first_step_is_that_step_and_of_constant_weights_those() -> N
     net, ema = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     with torch.no_grad():
         net.weight.fill_(7.0)
-        net.running_mean.fill_(3.0)  # type: ignore[union-attr]
+        net.running_mean.fill_(3.0)
     for step in (1, 2, 3):
         update_ema(ema, net, step, 17.0)
         torch.testing.assert_close(ema.weight.data, torch.full((3,), 7.0))

@@ -33,8 +33,10 @@ def some(images: Images, n: int) -> Images:
 
 @pytest.fixture(scope="session")
 def reference(mnist: Dataset) -> Reference:
-    found = [find_classifier(kind, mnist.info, [SHIPPED]) for kind in ("features", "reader")]
-    return Reference.of(Dataset(some(mnist.train, TRAIN), some(mnist.test, TEST), mnist.info), Classifiers(*found))
+    found = (find_classifier(kind, mnist.info, [SHIPPED]) for kind in ("features", "reader"))
+    return Reference.of(
+        Dataset(some(mnist.train, TRAIN), some(mnist.test, TEST), mnist.info), Classifiers(*filter(None, found))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +78,11 @@ def test_every_figure_lies_in_its_interval(scored: Score) -> None:
 
 def test_the_order_of_the_images_changes_nothing(reference: Reference, real: Sample, scored: Score) -> None:
     order = torch.randperm(TEST, generator=torch.Generator().manual_seed(0))
-    other = score(Sample(real.pixels[order], real.labels[order]), reference)
+    test = reference.data.test
+    other = score(Sample(test.pixels[order], test.labels[order]), reference)
     assert other.metrics == scored.metrics
     assert other.classes == scored.classes
-    assert torch.equal(other.confusion, scored.confusion)
+    assert other.confusion.tolist() == scored.confusion.tolist()
     assert torch.equal(other.realism, scored.realism[order])
     assert torch.equal(other.read, scored.read[order])
     assert torch.equal(other.nearest.distance, scored.nearest.distance[order])
@@ -311,7 +314,7 @@ def trial(reference: Reference, distance: float, accuracy: float, **sampling) ->
     metrics = score(few(Sample(reference.data.test.pixels, reference.data.test.labels)), quick(reference)).metrics
     metrics["frechet_train"] = metrics["frechet_train"]._replace(value=distance)
     metrics["accuracy"] = metrics["accuracy"]._replace(value=accuracy)
-    drawn = {"steps": way.steps, "sampler": way.sampler, "scale": way.scale, "network_evaluations": 2.0 * way.steps}
+    drawn = {"steps": way.steps, "sampler": way.sampler, "scale": way.scale, "network_evaluations": 2.0}
     return Trial(way, drawn, metrics, reference.data.test.pixels[:10])
 
 
