@@ -97,7 +97,7 @@ def test_a_network_that_is_not_finite_is_named_as_the_cause(model: DiffusionMode
     broken = DiffusionModel(TrainState.new(model.config, tiny_data.info).ema, model.config, model.info)
     with torch.no_grad():
         next(broken.denoiser.parameters()).fill_(torch.nan)
-        broken.denoiser.net.last[-1].bias.fill_(torch.nan)
+        broken.denoiser.net.last[-1].bias.fill_(torch.nan)  # type: ignore[index]
     with pytest.raises(SamplingError, match="not finite"):
         broken([0], [0])
 

@@ -69,7 +69,7 @@ def test_seeds_decide_everything(tiny_config, tiny_data) -> None:
     same, _ = finished(tiny_config, tiny_data)
     other, _ = finished(tiny_config.model_copy(update={"seed": 1}), tiny_data)
     assert_same(one, same)
-    assert not torch.equal(one.denoiser.net.first.weight, other.denoiser.net.first.weight)
+    assert not torch.equal(one.denoiser.net.first.weight, other.denoiser.net.first.weight)  # type: ignore[arg-type]
 
 
 def test_draws_do_not_depend_on_the_batch(tiny_config, tiny_data) -> None:
