@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_WIDE = 10.0
+"""How many times the least height the greatest must be for a logarithmic axis."""
 Points = Sequence[tuple[int | float, float]]
 
 
@@ -32,7 +34,7 @@ def png(figure: "Figure") -> bytes:
 def lines(
     panels: Sequence[tuple[str, Mapping[str, Points]]], across: str, marks: Mapping[str, float] | None = None
 ) -> "Figure":
-    """Curves in panels side by side, with one horizontal axis and one key.
+    """Curves in panels side by side, with one key; heights that are far apart stand on a logarithmic axis.
 
     Args:
         panels: Of each panel its vertical axis, and its curves by name, each as points (x, y).
@@ -46,6 +48,9 @@ def lines(
             axis.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, label=name)
         if marks and title in marks:
             axis.axhline(marks[title], color="grey", linewidth=1, linestyle="--", label="real images")
+        heights = [y for points in curves.values() for _, y in points]
+        if 0 < _WIDE * min(heights) < max(heights):
+            axis.set_yscale("log")
         axis.set_xlabel(across)
         axis.set_title(title, fontsize="medium")
     if len(axes[0].lines) > 1:

@@ -264,7 +264,7 @@ class Sweep:
             headline=_headline(self.frame),
             best=best and f"{_BEST}: {best.name}",
             plot=plots.svg(self.plot()),
-            swept=[NAMES[name] for name in SWEPT],
+            swept=[NAMES[name].removesuffix(" to the training split") for name in SWEPT],
             trials=[
                 {
                     "name": trial.name,
