@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_number_on_the_ddpm_page_is_what_its_code_prints() -> None:
-    page = (ROOT / "docs/ddpm.md").read_text()
+@pytest.mark.parametrize(("name", "least"), [("ddpm", 6), ("evaluation", 1)])
+def test_every_number_of_a_page_is_what_its_code_prints(name: str, least: int) -> None:
+    page = (ROOT / f"docs/{name}.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```\n\n^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == len(re.findall("^```python$", page, re.MULTILINE)) > 5
+    assert len(blocks) == len(re.findall("^```python$", page, re.MULTILINE)) >= least
     names: dict[str, object] = {}
     for code, expected in blocks:
         printed = io.StringIO()

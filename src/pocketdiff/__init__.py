@@ -2,7 +2,7 @@
 
 ``load(path)`` gives a trained model; the command line is ``pocketdiff``. Each module can be used on its own. From the
 lowest layer up: schedule, denoiser, guidance, samplers, rng, nets; data, optim; config; generate; train; checkpoint;
-importer, pictures; cli.
+importer, pictures, plots; evaluate; cli.
 """
 
 from importlib.metadata import version

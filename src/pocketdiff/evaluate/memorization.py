@@ -14,7 +14,7 @@ from torch import Tensor
 _SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 _CANDIDATES = 200
 _MAGNITUDES = 64
-_FEW, _SOME, _MANY = 20, 100, 5000
+_FEW, _SOME, _MANY = 20, 100, 2000
 """Images at once where each meets its candidates, where each meets all, and where each is alone."""
 
 
