@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pocketdiff.data import DataInfo, Dataset, Images
+from pocketdiff.data import DataInfo, Dataset, Images, to_data_units
 from pocketdiff.evaluate import classifiers
 from pocketdiff.evaluate.classifiers import (
     KINDS,
@@ -279,11 +279,12 @@ def test_a_flipped_bit_in_the_header_is_seen_or_harmless(kept: tuple[Path, Class
 
 def test_the_next_folder_is_used_where_one_has_no_whole_file(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
     path, classifier = kept
-    folders = [path.parent.parent / name for name in ("missing", "damaged", "folder", "first")]
-    (folders[1]).mkdir()
-    (folders[1] / path.name).write_bytes(path.read_bytes()[:-1])
-    (folders[2] / path.name).mkdir(parents=True)
-    assert find_classifier("features", tiny_data.info, folders[:3]) is None
+    folders = [path.parent.parent / name for name in ("missing", "damaged", "changed", "folder", "first")]
+    for folder, damage in zip(folders[1:3], ("cut by a byte", "another accuracy"), strict=True):
+        folder.mkdir()
+        (folder / path.name).write_bytes(DAMAGE[damage](path.read_bytes()))
+    (folders[3] / path.name).mkdir(parents=True)
+    assert find_classifier("features", tiny_data.info, folders[:4]) is None
     found = find_classifier("features", tiny_data.info, folders)
     assert found is not None
     assert found.sha256 == classifier.sha256
@@ -355,7 +356,8 @@ def test_training_sees_each_image_once_in_a_pass(tiny_data: Dataset, monkeypatch
     assert counts == [16, 32, 48, 64, 80, 96, 112, 120]
     passes = [taken[start : start + 40] for start in (0, 40, 80)]
     assert [sorted(order) for order in passes] == [list(range(40))] * 3
-    assert passes[0] != passes[1] != passes[2] != passes[0]
+    list(train_classifier(Spy(), tiny_data.train, seed=1))
+    assert len({tuple(order) for order in [*passes, taken[120:160]]}) == 4  # Each in an order of its own.
 
 
 @pytest.mark.parametrize("n", [1, 40, 12_500, 60_000])
@@ -397,13 +399,14 @@ def test_training_learns_digits(kind: str, mnist: Dataset, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("short")
-def test_training_shows_images_in_data_units(tiny_data: Dataset) -> None:
+def test_training_shows_images_in_data_units_and_never_as_they_are(tiny_data: Dataset) -> None:
     net = Spy()
     list(train_classifier(net, tiny_data.train, seed=0))
     shown = torch.cat(net.shown)
     assert shown.shape == (120, 1, 28, 28)
     assert shown.min().item() == pytest.approx(-1, abs=1e-5)
     assert 0.9 < shown.max() < 1 + 1e-5
+    assert torch.cdist(shown.flatten(1), to_data_units(tiny_data.train.pixels).flatten(1)).min() > 0.1
 
 
 def test_jitter_moves_images_by_up_to_two_pixels_each_way() -> None:

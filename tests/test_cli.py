@@ -325,7 +325,7 @@ def test_a_finished_run_says_so_and_changes_nothing(finished: Path, data: Path, 
 def test_another_config_or_data_in_the_same_folder_is_refused(finished: Path, data: Path, capsys, tmp_path) -> None:
     before = contents(finished)
     fails(
-        capsys, train_words(data, finished, "--seed", "7", "--scale", "3"), 2, "sampling.scale (1.5, 3.0), seed (0, 7)"
+        capsys, train_words(data, finished, "--seed", "7", "--scale", "3"), 2, "sampling.scale (2.4, 3.0), seed (0, 7)"
     )
     fails(capsys, train_words(data, finished, "--resume", "never"), 2, "--resume is never")
     images = np.load(data)["images"].copy()
@@ -649,7 +649,7 @@ def test_sample_needs_the_model_file_alone(finished: Path, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert run(["sample", "moved.safetensors", "--labels", "3,1,4,1,5", "--seed", "7"]) == 0
     assert (
-        "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 1.5 (w = 0.5), seeds 7 to 11" in capsys.readouterr().out
+        "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 2.4 (w = 1.4), seeds 7 to 11" in capsys.readouterr().out
     )
     with Image.open("samples.png") as picture:
         assert picture.width / picture.height == pytest.approx(152 / 32)
