@@ -199,7 +199,7 @@ def find_classifier(kind: str, info: DataInfo, folders: Sequence[Path]) -> Class
             if sha256 != fingerprint(tensors, _about(kind, share, info)):
                 continue
             net.load_state_dict(tensors)
-        except (OSError, safetensors.SafetensorError, RuntimeError, KeyError, ValueError, TypeError):
+        except (OSError, safetensors.SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OverflowError):
             continue  # Not there, or damaged: the next one, or a new one.
         return Classifier(kind, net.eval().requires_grad_(False), share, sha256)
     return None
