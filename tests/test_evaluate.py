@@ -270,7 +270,7 @@ def test_copies_are_warned_of(data: Dataset, file: Path, tmp_path, capsys) -> No
     np.savez(tmp_path / "copies.npz", images=data.train.pixels[:150, 0].numpy(), labels=data.train.labels[:150].numpy())
     figures = scored(tmp_path / "copies.npz", file, tmp_path)
     assert figures["metrics"]["memorized_share"] == 1.0
-    assert "100.00% of the images are nearer to a training image" in capsys.readouterr().err
+    assert "100.00% of the images are as near to a training image" in capsys.readouterr().err
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 _SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 _CANDIDATES = 200
 _MAGNITUDES = 64
+_USUAL = 10
+"""How many test images a class's usual distance is made of at least."""
+QUANTILE = 0.01
+"""The share of the test split that counts as near to the training split."""
 _FEW, _SOME, _MANY = 20, 100, 2000
 """Images at once where each meets its candidates, where each meets all, and where each is alone."""
 
@@ -39,8 +43,8 @@ class NearestImages:
 
     A shift leaves the magnitudes of an image's Fourier transform as they are, so no shift brings two images nearer to
     one another than their magnitudes are (Parseval). The training images whose magnitudes are nearest are then compared
-    pixel by pixel. A copy, shifted or not, has the same magnitudes and is always found; of MNIST's test digits 99.5%
-    have their true nearest among the 200 that are compared.
+    pixel by pixel. A copy, shifted or not, has the same magnitudes, so it is found unless over 200 training images are
+    themselves shifts of one another; of MNIST's test digits 99.5% have their true nearest among the 200.
 
     Args:
         images: The training images.
@@ -74,18 +78,55 @@ class NearestImages:
         shifted = torch.stack([queries.roll(shift, (2, 3)) for shift in _SHIFTS], 1).flatten(2).float()
         products = torch.bmm(shifted, self.images[candidates].float().mT).amax(1)
         energy = shifted[:, 0].square().sum(1, keepdim=True)
-        best = (energy + self.energy[candidates] - 2 * products).min(1)
-        distance = (best.values.clamp(min=0) / self.images.shape[1]).sqrt()
-        return Nearest(distance, candidates.gather(1, best.indices[:, None])[:, 0])
+        best = (energy + self.energy[candidates] - 2 * products).argmin(1, keepdim=True)
+        which = candidates.gather(1, best)[:, 0]
+        # Once more by differences, for those sums are beyond what float32 holds exactly, and a copy is at distance 0.
+        apart = (shifted - self.images[which].float()[:, None]).square().mean(2).amin(1)
+        return Nearest(apart.sqrt(), which)
 
 
-def nearest_features(queries: Float[Tensor, "m d"], features: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
-    """The distance of each query to the nearest of a set of features, in float32."""
+def nearest_features(queries: Float[Tensor, "m d"], features: Float[Tensor, "n d"]) -> Nearest:
+    """The nearest of a set of features, for each query."""
     energy = features.square().sum(1)
-    return torch.cat([
-        (rows.square().sum(1) + torch.addmm(energy[None], rows, features.T, alpha=-2).amin(1)).clamp(min=0).sqrt()
-        for rows in queries.split(1000)
-    ])  # fmt: skip
+    parts = []
+    for rows in queries.split(_MANY):
+        which = torch.addmm(energy[None], rows, features.T, alpha=-2).argmin(1)
+        parts.append(Nearest((rows - features[which]).norm(dim=1), which))
+    return Nearest.joined(parts)
+
+
+class Nearness(NamedTuple):
+    """How near is near: a measure made of what the test images, of which none was copied, come to.
+
+    A thin stroke is near to many others and a wide one to few, so every distance is taken relative to what is usual
+    among the test images that are nearest to the same class.
+    """
+
+    test: Nearest
+    """Each test image's nearest training image."""
+    labels: Int[Tensor, " n"]
+    """Of the training images."""
+    usual: Float[Tensor, " k"]
+    """The test images' median distance to a nearest image of each class; of any class where they are few."""
+    threshold: float
+    """The relative distance that one test image in a hundred does not exceed."""
+
+    @classmethod
+    def of(cls, test: Nearest, labels: Int[Tensor, " n"]) -> "Nearness":
+        """Measures the test images."""
+        classes = labels[test.which]
+        parts = [test.distance[classes == label] for label in range(int(labels.max()) + 1)]
+        usual = torch.stack([(part if len(part) >= _USUAL else test.distance).median() for part in parts])
+        usual = usual.clamp(min=1e-6)  # Where most test images are copies, a copy is still at no distance.
+        return cls(test, labels, usual, float((test.distance / usual[classes]).quantile(QUANTILE)))
+
+    def relative(self, nearest: Nearest) -> Float[Tensor, " m"]:
+        """Distances by what is usual: 1 for half of the test images."""
+        return nearest.distance / self.usual[self.labels[nearest.which]]
+
+    def near(self, nearest: Nearest) -> Bool[Tensor, " m"]:
+        """Which images are as near to a training image as one test image in a hundred."""
+        return self.relative(nearest) <= self.threshold
 
 
 def _magnitudes(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n s"]:

@@ -12,12 +12,10 @@ from pocketdiff import rng
 from pocketdiff.data import Dataset
 from pocketdiff.evaluate.classifiers import NUM_FEATURES, Classifiers, features
 from pocketdiff.evaluate.distances import Gaussian
-from pocketdiff.evaluate.memorization import Nearest, NearestImages, nearest_features
+from pocketdiff.evaluate.memorization import Nearest, NearestImages, Nearness, nearest_features
 
 LEAST = 2 * NUM_FEATURES
 """The fewest images that can be scored."""
-QUANTILE = 0.01
-"""The share of the test split that counts as near to the training split."""
 
 Track = Callable[[str, int, int], None]
 """Told how much of a piece of work is done: its name, the images done, the images in all."""
@@ -44,15 +42,8 @@ class Memory:
     """The training images as something to be remembered, and how near to them the test images are."""
 
     images: NearestImages
-    pixels: Float[Tensor, " t"]
-    """Each test image's distance to the nearest training image, in pixels."""
-    features: Float[Tensor, " t"]
-    """The same in features."""
-
-    @property
-    def thresholds(self) -> tuple[float, float]:
-        """The distances, in pixels and in features, that one test image in a hundred does not exceed."""
-        return float(self.pixels.quantile(QUANTILE)), float(self.features.quantile(QUANTILE))
+    pixels: Nearness
+    features: Nearness
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Reference:
     test: Gaussian | None
     """None where there are fewer than `LEAST` test images."""
     memory: Memory | None
-    """None where it was not asked for."""
+    """None where it was not asked for, or where there are too few test images."""
 
     @classmethod
     def of(
@@ -89,13 +80,15 @@ class Reference:
             torch.cat(tracked(features(net, part.pixels), f"features of the {name} split", len(part), track))
             for name, part in (("training", data.train), ("test", data.test))
         )
-        memory = None
+        if len(test) < LEAST:
+            return cls(data, classifiers, train, test, Gaussian.of(train), None, None)
+        memory, labels = None, data.train.labels
         if memorization:
             images = NearestImages(data.train.pixels)
             near = tracked(images.of(data.test.pixels), "nearest training image of each test image", len(test), track)
-            memory = Memory(images, Nearest.joined(near).distance, nearest_features(test, train))
-        whole = Gaussian.of(test) if len(test) >= LEAST else None
-        return cls(data, classifiers, train, test, Gaussian.of(train), whole, memory)
+            in_features = nearest_features(test, train)
+            memory = Memory(images, Nearness.of(Nearest.joined(near), labels), Nearness.of(in_features, labels))
+        return cls(data, classifiers, train, test, Gaussian.of(train), Gaussian.of(test), memory)
 
     def train_part(self, n: int) -> Int[Tensor, " m"]:
         """Which training images stand for all of them where n images are compared with as many; always the same."""

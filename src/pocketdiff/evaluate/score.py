@@ -23,7 +23,7 @@ from pocketdiff.evaluate.distances import (
     share_estimate,
 )
 from pocketdiff.evaluate.memorization import Nearest, nearest_features
-from pocketdiff.evaluate.reference import LEAST, Reference, Track, tracked, untracked
+from pocketdiff.evaluate.reference import LEAST, Memory, Reference, Track, tracked, untracked
 from pocketdiff.generate import DiffusionModel
 
 K = 5
@@ -118,8 +118,7 @@ def score(sample: Sample, reference: Reference, seed: int = 0, track: Track = un
         metrics["frechet_classes"] = _mean_of([row.frechet_train for row in classes])
     if (memory := reference.memory) is not None:
         nearest = Nearest.joined(tracked(memory.images.of(pixels), "nearest training images", n, track))
-        apart = nearest_features(fake, reference.train_features)
-        metrics |= _memorized(reference, nearest.distance, apart)
+        metrics |= _memorized(memory, nearest, nearest_features(fake, reference.train_features))
     back = order.argsort()
     return Score(metrics, classes, confusion, around.realism[back], seen[back], nearest and nearest.at(back))
 
@@ -136,7 +135,7 @@ def floor(reference: Reference, n: int, seed: int = 0, track: Track = untracked)
     test = reference.data.test
     scored = score(Sample(test.pixels[part], test.labels[part]), replace(reference, memory=None), seed, track)
     if (memory := reference.memory) is not None:
-        scored.metrics.update(_memorized(reference, memory.pixels[part], memory.features[part]))
+        scored.metrics.update(_memorized(memory, memory.pixels.test.at(part), memory.features.test.at(part)))
     if reference.test is not None:
         fake = reference.train_features[reference.train_part(n)]
         scored.metrics["frechet_test"] = frechet_estimate(real=reference.test, fake=fake, seed=seed)
@@ -260,13 +259,10 @@ def _mean_of(estimates: list[Estimate | None]) -> Estimate | None:
     return Estimate(float(values.mean()), float(values.mean()) - below, float(values.mean()) + above)
 
 
-def _memorized(reference: Reference, pixels: Tensor, features: Tensor) -> Metrics:
-    if reference.memory is None:
-        return {}
-    by_pixels, by_features = reference.memory.thresholds
+def _memorized(memory: Memory, pixels: Nearest, features: Nearest) -> Metrics:
     return {
-        "memorized_share": share_estimate(pixels <= by_pixels),
-        "memorized_share_features": share_estimate(features <= by_features),
+        "memorized_share": share_estimate(memory.pixels.near(pixels)),
+        "memorized_share_features": share_estimate(memory.features.near(features)),
     }
 
 
