@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pocketdiff
 from pocketdiff.cli import run
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.evaluate import classifiers
@@ -110,11 +111,10 @@ def test_a_models_images_are_those_that_it_draws(trained: Path, file: Path, data
         "network_evaluations"
     ] == 3.0  # fmt: skip
 
-    from pocketdiff import load
     from pocketdiff.config import SamplingConfig
     from pocketdiff.evaluate.score import labels_like
 
-    model = load(trained)
+    model = pocketdiff.load(trained)
     labels = labels_like(data.train.labels, 150)
     sampling = SamplingConfig(**model.config.sampling.model_dump() | {"steps": 3, "scale": 2.0})
     images = model.generate(labels, range(3 << 32, (3 << 32) + 150), sampling)
@@ -150,7 +150,7 @@ def test_of_more_images_some_are_taken_by_the_seed(given: Path, file: Path, tmp_
 
 
 def test_a_sweep_scores_every_combination(trained: Path, file: Path, tmp_path, capsys) -> None:
-    words = ["--n", "128", "--scales", "1,1.5", "--steps", "2,3", "--samplers", "euler,heun"]
+    words = ["--n", "128", "--scales", "1,1.5,1.50", "--steps", "2,3", "--samplers", "euler,heun"]
     figures = scored(trained, file, tmp_path, *words, "--out", str(tmp_path / "sweep"))
     ways = [(row["sampler"], row["steps"], row["scale"]) for row in figures["trials"]]
     assert sorted(ways) == [(name, n, scale) for name in ("euler", "heun") for n in (2, 3) for scale in (1.0, 1.5)]
@@ -215,11 +215,17 @@ def test_the_classifiers_have_a_command_of_their_own(file: Path, tmp_path, monke
         ("GIVEN --data FILE --size 32", "28 x 28 pixels in grey, and those of the data 32 x 32"),
         ("RUN --data mnist", "was not trained on these data"),
         ("RUN --scales 1,2 --scale 1", "--scale and --scales: say the same"),
-        ("RUN --scales 1,x", "--scale x"),
-        ("RUN --samplers heun,best", "--sampler best"),
-        ("RUN --steps 0", "--steps 0"),
+        ("RUN --scales 1,x", "--scales 1,x: 'x': "),
+        ("RUN --scales 1,,2", "--scales 1,,2: '': "),
+        ("RUN --samplers heun,best", "--samplers heun,best: 'best': "),
+        ("RUN --steps 0", "--steps 0: '0': "),
+        ("RUN --split-seed x", "--split-seed x: "),
+        ("RUN/config.json", "cannot be read as safetensors"),
+        ("RUN/checkpoints/step-00000015", "holds no model.safetensors"),
         ("RUN --scales 1,2 --cas", "go with one way of sampling"),
-        ("RUN --json EMPTY", "is a folder"),
+        ("RUN --json EMPTY", "is a folder that is there already; take another --json"),
+        ("RUN --json EMPTY/index.html --out EMPTY", "is where --out writes its page"),
+        ("RUN --json GIVEN/score.json", "is a file; take another --json"),
         ("RUN --out GIVEN", "is a file"),
         ("RUN --wrong", "--wrong"),
         ("EMPTY", "holds no image"),
@@ -228,7 +234,10 @@ def test_the_classifiers_have_a_command_of_their_own(file: Path, tmp_path, monke
 def test_bad_input_is_one_sentence(words: str, message: str, given, file, trained, tmp_path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     places = {"GIVEN": given, "FILE": file, "RUN": trained, "EMPTY": tmp_path / "empty"}
-    line = [str(places.get(word, word)) for word in words.split()]
+    line = []
+    for word in words.split():
+        first, _, rest = word.partition("/")
+        line.append(str(places[first] / rest if first in places and rest else places.get(word, word)))
     fails(capsys, ["evaluate", *line], 2, message)
 
 
@@ -248,6 +257,44 @@ def test_images_that_cannot_be_scored_are_refused(images, labels, message, file,
     arrays = {"images": images} | ({} if labels is None else {"labels": labels})
     np.savez(tmp_path / "bad.npz", **arrays)
     fails(capsys, ["evaluate", str(tmp_path / "bad.npz"), "--data", str(file)], 2, message)
+
+
+def test_a_target_that_is_not_there_leaves_no_folder(tmp_path, capsys) -> None:
+    fails(capsys, ["evaluate", str(tmp_path / "nothing"), "--out", str(tmp_path / "report")], 2, "no such file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_a_run_no_longer_finds_can_be_named(trained: Path, file: Path, tmp_path, monkeypatch, capsys) -> None:
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(file.read_bytes())
+    from pocketdiff import checkpoint
+
+    model = pocketdiff.load(trained)
+    config = model.config.model_copy(update={"data": "gone.npz"})
+    checkpoint.save_model(
+        tmp_path / "m.safetensors", model.denoiser, checkpoint.RunConfig(train=config, data=model.info)
+    )
+    fails(capsys, ["evaluate", str(tmp_path / "m.safetensors")], 2, "say with --data where it is now")
+    assert run(["evaluate", str(tmp_path / "m.safetensors"), "--data", str(moved), "--n", "128"]) == 0
+
+
+def test_too_few_training_images_are_told_before_any_training(tiny_file: Path, given: Path, capsys) -> None:
+    fails(capsys, ["evaluate", str(given), "--data", str(tiny_file)], 2, "the data have 40 training images")
+
+
+def test_classifiers_that_cannot_be_written_are_not_trained(file: Path, given: Path, monkeypatch, capsys) -> None:
+    fails(capsys, ["train-classifiers", "--data", str(file), "--out", str(given)], 2, "is a file; take another --out")
+
+
+def test_a_cache_that_cannot_be_written_is_only_a_warning(
+    file: Path, given: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(classifiers, "_LEAST", 1280)
+    monkeypatch.setattr(classifiers, "_PASSES", 1)
+    assert run(["evaluate", str(given), "--data", str(file)]) == 0
+    assert "cannot be kept there" in capsys.readouterr().err
 
 
 def test_labels_are_needed_to_learn_from(given: Path, file: Path, tmp_path, capsys) -> None:
@@ -289,6 +336,7 @@ def test_training_scores_as_it_goes(file: Path, trained: Path, tmp_path) -> None
     for name, value in scores[-1]["evaluation"].items():
         if name != "n":
             assert value == last[name], name
+    assert scores[0]["floor"]["frechet_train"] > 0
     weights = (folder / "model.safetensors" for folder in (out, trained))
     from safetensors.torch import load_file
 
@@ -318,17 +366,36 @@ def test_a_score_that_was_interrupted_is_owed(file: Path, tmp_path, monkeypatch,
     assert steps == sorted(steps)
 
 
-def test_too_few_images_for_scores_are_refused_before_training(file: Path, tmp_path, capsys) -> None:
-    words = ["train", "--data", str(file), "--out", str(tmp_path / "run"), *TINY.split()]
-    fails(capsys, [*words, "--evaluate-every", "100", "--evaluate-images", "100"], 2, "--evaluate-images 100")
+def test_too_few_images_for_scores_are_refused_before_the_folder_is_made(file, tiny_file, tmp_path, capsys) -> None:
+    words = ["train", "--out", str(tmp_path / "run"), *TINY.split(), "--evaluate-every", "100", "--data"]
+    fails(capsys, [*words, str(file), "--evaluate-images", "100"], 2, "--evaluate-images 100")
+    fails(capsys, [*words, str(tiny_file)], 2, "the data have 40 training images")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_score_that_cannot_be_made_is_told_of_and_training_goes_on(file: Path, tmp_path, monkeypatch, capsys) -> None:
+    from pocketdiff.cli import scoring
+    from pocketdiff.evaluate import EvaluationError
+
+    def fail(*given, **named) -> None:
+        raise EvaluationError("the images are all alike")
+
+    monkeypatch.setattr(scoring, "score", fail)
+    out = tmp_path / "run"
+    words = ["train", "--preset", "quick", "--data", str(file), "--out", str(out), *TINY.split()]
+    assert run([*words, "--evaluate-every", "200", "--evaluate-images", "128"]) == 0
+    assert capsys.readouterr().err.count("no score at") == 2
+    scores = [line["evaluation"] for line in lines(out) if "evaluation" in line]
+    assert scores == [{"n": 128, "fault": "the images are all alike"}] * 2
+    assert (out / "model.safetensors").exists()
+    assert not (out / "pictures" / "scores.png").exists()
 
 
 def test_the_forecast_counts_scores(file: Path, trained: Path, tmp_path, monkeypatch) -> None:
-    from pocketdiff import load
     from pocketdiff.cli.records import MetricsLog
     from pocketdiff.cli.scoring import Scoring
 
-    model = load(trained)
+    model = pocketdiff.load(trained)
     model.config = model.config.model_copy(update={"evaluate_every": 100, "evaluate_images": 150})
     scoring = Scoring(load_data(str(file)), model, MetricsLog(tmp_path / "metrics.jsonl", 100))
     assert [scoring.work(seen) for seen in (0, 100, 250, 300)] == [n * 150 * 2 * 2 for n in (3, 2, 1, 0)]

@@ -21,6 +21,7 @@ from pocketdiff.evaluate.score import (
     floor,
     labels_like,
     score,
+    some_of,
     train_on_synthetic,
 )
 
@@ -142,6 +143,34 @@ def test_planted_copies_are_found_and_real_images_keep_their_rate(
     assert scored.metrics["memorized_share"].value == pytest.approx(0.01, abs=1.5 / TEST)
 
 
+def test_thin_digits_are_not_taken_for_copies_because_they_are_thin(reference: Reference) -> None:
+    near, labels = reference.memory.pixels, reference.data.test.labels
+    by_class = torch.stack([near.near(near.test)[labels == label].double().mean() for label in range(10)])
+    assert by_class.max() < 0.05  # Of the nearest by plain distance, all are ones, and they are 8%.
+    assert int((by_class > 0).sum()) >= 5
+
+
+def test_a_copy_of_any_class_is_told_from_real_images_even_with_noise(reference: Reference) -> None:
+    train = reference.data.train
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 10, size=(600, 1, 28, 28)))
+    copies = (train.pixels[:600] + noise).clamp(0, 255).round().to(torch.uint8)
+    scored = score(Sample(copies, train.labels[:600]), reference)
+    assert scored.nearest is not None
+    near = reference.memory.pixels.near(scored.nearest)
+    for label in range(10):
+        assert near[train.labels[:600] == label].double().mean() > 0.95, label
+
+
+def test_few_test_images_raise_no_false_alarm(reference: Reference, evaluation: Evaluation) -> None:
+    test = reference.data.test
+    for start in range(0, 1000, 200):
+        held = Images(test.pixels[start : start + 150], test.labels[start : start + 150])
+        small = Reference.of(Dataset(reference.data.train, held, reference.data.info), reference.classifiers)
+        sample = Sample(test.pixels[1000:], test.labels[1000:])
+        fewer = replace(evaluation, sample=sample, reference=small, score=score(sample, small))
+        assert fewer.verdict() is None, start
+
+
 def test_training_images_are_all_remembered(reference: Reference) -> None:
     train = reference.data.train
     metrics = score(Sample(train.pixels[::20], train.labels[::20]), reference).metrics
@@ -175,12 +204,21 @@ def test_a_class_of_few_images_has_no_distance(reference: Reference, real: Sampl
     assert sum(each.images for each in row.classes) == 400
 
 
+def test_a_class_of_equal_training_images_has_no_distance(reference: Reference, real: Sample) -> None:
+    pixels = reference.data.train.pixels.clone()
+    pixels[reference.data.train.labels == 3] = 0
+    data = Dataset(Images(pixels, reference.data.train.labels), reference.data.test, reference.data.info)
+    rows = score(real, Reference.of(data, reference.classifiers, memorization=False)).classes
+    assert [row.name for row in rows if row.frechet_train is None] == ["3"]
+
+
 def test_a_small_test_split_gives_no_distance_to_it_and_no_floor(reference: Reference, real: Sample) -> None:
     data = Dataset(reference.data.train, some(reference.data.test, 50), reference.data.info)
     small = Reference.of(data, reference.classifiers, memorization=False)
     metrics = score(few(real), small).metrics
     assert metrics["frechet_test"] is None
     assert metrics["frechet_train"] is not None
+    assert Reference.of(data, reference.classifiers).memory is None
     with pytest.raises(EvaluationError, match="50 images are too few"):
         floor(small, 400)
 
@@ -231,6 +269,8 @@ def test_a_classifier_learns_from_real_images_and_not_from_noise(reference: Refe
     assert shares["train"]["cas"].value > 0.75
     assert shares["noise"]["cas"].value < 0.35
     assert shares["train"]["cas_real"] == shares["noise"]["cas_real"]
+    again = Sample(train.pixels[:500].flip(0), train.labels[:500].flip(0))
+    assert train_on_synthetic(again, reference.data) == shares["train"], "the order changes nothing"
     with pytest.raises(EvaluationError, match="without labels"):
         train_on_synthetic(Sample(noise.pixels), reference.data)
 
@@ -239,7 +279,7 @@ def test_a_classifier_learns_from_real_images_and_not_from_noise(reference: Refe
 def evaluation(reference: Reference, real: Sample, scored: Score, floored: Score) -> Evaluation:
     frame = {
         "target": "<script>alert(1)</script>", "n": TEST, "seed": 0, "data": "mnist", "feature_network": "features-0",
-        "label_network": "reader-0", "k": 5,
+        "label_network": "reader-0", "label_network_accuracy": 0.5, "floor_images": TEST, "k": 5,
     }  # fmt: skip
     others = {"shuffled_labels": score(few(controls(reference, TEST)["shuffled_labels"]), quick(reference))}
     return Evaluation(real, reference, scored, floored, others, frame)
@@ -307,6 +347,37 @@ def test_a_page_without_labels_or_floor_still_stands(
     assert "<h2>Images</h2>" in page
     assert "<h2>Classes</h2>" not in page
     assert "<h2>Misread</h2>" not in page
+
+
+def test_a_page_shows_the_classes_that_there_are(evaluation: Evaluation, reference: Reference, real: Sample) -> None:
+    info = reference.data.info.model_copy(update={"classes": tuple(f"class {i}" for i in range(25))})
+    data = Dataset(reference.data.train, reference.data.test, info)
+    sample = Sample(few(real).pixels, 20 + reference.data.test.labels[:400] % 5)
+    scored = score(sample, quick(replace(reference, data=data)))
+    page = replace(evaluation, sample=sample, reference=replace(reference, data=data), score=scored).page()
+    width = re.search(r'alt="images of each class" width="(\d+)"', page)
+    assert width.group(1) == str(2 * (5 * 30 + 2)), "a column for each of five"
+
+
+def test_fewer_real_images_than_images_are_spoken_of(evaluation: Evaluation) -> None:
+    assert f"{TEST:,} real images" in evaluation.table()
+    assert "for a fair comparison" not in evaluation.table() + evaluation.page()
+    fewer = replace(evaluation, frame={**evaluation.frame, "floor_images": 300})
+    assert "300 real images" in fewer.table()
+    assert "for a fair comparison take --n 300" in fewer.table()
+    assert "for a fair comparison take --n 300" in fewer.page()
+
+
+def test_which_of_many_are_taken_does_not_depend_on_their_order(real: Sample) -> None:
+    one = some_of(real, 300, 0)
+    other = some_of(Sample(real.pixels.flip(0), real.labels.flip(0)), 300, 0)
+
+    def rows(sample: Sample) -> list[bytes]:
+        return sorted(pixels.numpy().tobytes() for pixels in sample.pixels)
+
+    assert len(one) == 300
+    assert rows(one) == rows(other) != rows(some_of(real, 300, 1))
+    assert some_of(real, TEST, 0) is real
 
 
 def trial(reference: Reference, distance: float, accuracy: float, **sampling) -> Trial:

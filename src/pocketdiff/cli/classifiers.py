@@ -5,8 +5,8 @@ from pathlib import Path
 
 import platformdirs
 
-from pocketdiff.cli.console import Bar, say, warn
-from pocketdiff.cli.flags import Parser, apply
+from pocketdiff.cli.console import Bar, make_folder, say, warn
+from pocketdiff.cli.flags import Parser, UsageError, apply
 from pocketdiff.config import TrainConfig
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.evaluate.classifiers import (
@@ -21,6 +21,8 @@ from pocketdiff.evaluate.classifiers import (
     train_classifier,
     training_length,
 )
+from pocketdiff.evaluate.distances import EvaluationError
+from pocketdiff.evaluate.reference import LEAST
 
 DESCRIPTION = """Trains the two classifiers that evaluation needs for a data set: one gives features, the other reads
 labels. Evaluation does so by itself where they are missing; those of MNIST come with the package."""
@@ -39,8 +41,10 @@ def main(arguments: list[str]) -> int:
     option("--out", metavar="FOLDER", type=Path, default=cache(), help=f"where they go (default: {cache()})")
     flags = parser.parse(arguments)
     _, data = pick_data(flags, TrainConfig())
+    make_folder(flags.out)
     for kind in KINDS:
-        _train(kind, data, flags.out)
+        classifier = _train(kind, data)
+        say(f"wrote {save_classifier(flags.out, classifier, data.info)}")
     return 0
 
 
@@ -65,8 +69,21 @@ def pick_data(flags: argparse.Namespace, config: TrainConfig) -> tuple[str, Data
     """The name and the data set of the flags; where they say nothing, of a config."""
     names = {"data": "data", "size": "size", "split_seed": "seed"}
     given = {field: getattr(flags, name) for name, field in names.items() if hasattr(flags, name)}
-    config = apply(config, argparse.Namespace(**given))
+    try:
+        config = apply(config, argparse.Namespace(**given))
+    except UsageError as error:
+        raise UsageError(str(error).replace("--seed", "--split-seed")) from error
     return config.data, load_data(config.data, config.size, config.seed)
+
+
+def check_data(data: Dataset) -> None:
+    """Sees that there are training images enough to score by.
+
+    Raises:
+        EvaluationError: If there are fewer than `LEAST`.
+    """
+    if (n := len(data.train)) < LEAST:
+        raise EvaluationError(f"the data have {n:,} training images, and a sound score needs {LEAST} or more; add some")
 
 
 def cache() -> Path:
@@ -76,24 +93,30 @@ def cache() -> Path:
 
 def pick_classifiers(data: Dataset) -> Classifiers:
     """A data set's classifiers: those that come with the package, or lie in the cache, or else new ones."""
+    check_data(data)
     found = {kind: find_classifier(kind, data.info, [SHIPPED, cache()]) for kind in KINDS}
     if missing := [kind for kind, classifier in found.items() if classifier is None]:
         say(
             f"these data have no {' and no '.join(missing)} classifier yet: training, once, for all evaluations to come"
         )
-    return Classifiers(*(classifier or _train(kind, data, cache()) for kind, classifier in found.items()))
+    return Classifiers(*(classifier or _keep(_train(kind, data), data) for kind, classifier in found.items()))
 
 
-def _train(kind: str, data: Dataset, folder: Path) -> Classifier:
-    """Trains a classifier and keeps it, if that can be."""
+def _train(kind: str, data: Dataset) -> Classifier:
+    """A new classifier, with a word on how good it is."""
     net = build(kind, data.info)
     with Bar(f"training the {kind} classifier", training_length(len(data.train))) as bar:
         for seen in train_classifier(net, data.train, list(KINDS).index(kind)):
             bar.update(seen)
     classifier = finished(kind, net, data)
-    said = f"{classifier.name} reads {classifier.accuracy:.2%} of the {len(data.test):,} test images right"
+    say(f"{classifier.name} reads {classifier.accuracy:.2%} of the {len(data.test):,} test images right")
+    return classifier
+
+
+def _keep(classifier: Classifier, data: Dataset) -> Classifier:
+    """Puts a classifier into the cache, if that can be."""
     try:
-        say(f"{said}; wrote {save_classifier(folder, classifier, data.info)}")
+        save_classifier(cache(), classifier, data.info)
     except OSError as error:
-        warn(f"{folder}: {said}, but cannot be kept there ({error.strerror}); mend that, or it is trained again")
+        warn(f"{cache()}: the classifier cannot be kept there ({error.strerror}), and is trained again next time")
     return classifier

@@ -49,7 +49,7 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: torch knows no such device here; use cpu or cuda") from error
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, flag: str = "--out") -> None:
     """Makes a folder, and those above it, where they are not there yet.
 
     Raises:
@@ -58,21 +58,21 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UsageError(f"{path}: is a file; take another --out") from error
+        raise UsageError(f"{path}: is a file; take another {flag}") from error
     except OSError as error:
-        raise UsageError(f"{path}: cannot be made ({error.strerror}); take another --out") from error
+        raise UsageError(f"{path}: cannot be made ({error.strerror}); take another {flag}") from error
 
 
-def check_free(path: Path, overwrite: bool) -> None:
+def check_free(path: Path, overwrite: bool, flag: str = "--out") -> None:
     """Sees that a file may be written there.
 
     Raises:
         UsageError: If a folder is there, or a file that is not to be overwritten.
     """
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder that is there already; take another --out")
+        raise UsageError(f"{path}: is a folder that is there already; take another {flag}")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path}: is there already; take another --out, or add --overwrite")
+        raise UsageError(f"{path}: is there already; take another {flag}, or add --overwrite")
 
 
 class Bar:

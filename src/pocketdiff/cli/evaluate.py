@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping
 from itertools import product
@@ -10,17 +11,28 @@ from typing import Any
 
 import torch
 
-from pocketdiff import pictures, rng
+from pocketdiff import pictures
 from pocketdiff.checkpoint import MODEL_FILE, load
 from pocketdiff.cli.classifiers import add_data, pick_classifiers, pick_data
 from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.records import hardware, versions
 from pocketdiff.config import SamplingConfig, TrainConfig
-from pocketdiff.data import load_images
+from pocketdiff.data import DataError, load_images
 from pocketdiff.evaluate.reference import LEAST, Reference
 from pocketdiff.evaluate.report import Evaluation, Sweep, Trial
-from pocketdiff.evaluate.score import K, Sample, check, controls, draw, floor, labels_like, score, train_on_synthetic
+from pocketdiff.evaluate.score import (
+    K,
+    Sample,
+    check,
+    controls,
+    draw,
+    floor,
+    labels_like,
+    score,
+    some_of,
+    train_on_synthetic,
+)
 from pocketdiff.files import write_file
 from pocketdiff.generate import DiffusionModel
 
@@ -36,6 +48,8 @@ EXAMPLES = """examples:
   pocketdiff evaluate runs/laptop --n 2000 --scales 1,1.25,1.5,2 --steps 4,6,10,20 --out sweep
 """
 
+LISTS = {"samplers": "sampler", "steps": "steps", "scales": "scale"}
+"""The flags that take a list, and what each entry of it is."""
 SHOWN = 20
 """The most images of each trial that a sweep's page shows, one a class."""
 
@@ -44,20 +58,13 @@ def main(arguments: list[str]) -> int:
     """Parses the flags, scores, writes, and returns the exit status."""
     flags = _parse(arguments)
     flags.began = time.perf_counter()
-    page = flags.out and flags.out / "index.html"
-    outputs = [path for path in (flags.json, page) if path]
-    for path in outputs:
-        check_free(path, flags.overwrite)
-        make_folder(path.parent)
     result = _of_images(flags) if _holds_images(flags.target) else _of_model(flags)
     say(result.table())
     if isinstance(result, Evaluation) and (fault := result.verdict()):
         warn(fault)
-    if flags.json:
-        write_file(flags.json, json.dumps(result.json(), indent=2, allow_nan=False) + "\n")
-    if page:
-        write_file(page, result.page())
-    for path in outputs:
+    for flag, path in _outputs(flags).items():
+        content = json.dumps(result.json(), indent=2, allow_nan=False) + "\n" if flag == "--json" else result.page()
+        write_file(path, content)
         say(f"wrote {path}")
     return 0
 
@@ -87,30 +94,45 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return flags
 
 
+def _outputs(flags: argparse.Namespace) -> dict[str, Path]:
+    """The files that are written, by the flag that asks for them."""
+    outputs = {"--json": flags.json, "--out": None if flags.out is None else flags.out / "index.html"}
+    return {flag: path for flag, path in outputs.items() if path is not None}
+
+
+def _make_room(flags: argparse.Namespace) -> None:
+    """Sees, before the work, that its outputs can be written after it."""
+    outputs = _outputs(flags)
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        raise UsageError(f"--json {flags.json}: is where --out writes its page; take another --json")
+    for flag, path in outputs.items():
+        check_free(path, flags.overwrite, flag)
+        make_folder(path.parent, flag)
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{flag} {path}: nothing can be written there; take another {flag}")
+
+
 def _holds_images(target: Path) -> bool:
     """Whether a target is images, and not a model."""
     if target.is_dir():
-        return not ((target / MODEL_FILE).exists() or (target / "config.json").exists())
+        return not any((target / name).exists() for name in (MODEL_FILE, "config.json", "manifest.json"))
     return target.suffix == ".npz"
 
 
 def _of_images(flags: argparse.Namespace) -> Evaluation:
     """The evaluation of images of any origin."""
-    if sampling := [
-        name for name in vars(flags) if name in SWEPT or name.partition(".")[0] in SamplingConfig.model_fields
-    ]:
+    if sampling := [*_lists(flags), *_sampling(flags)]:
         raise UsageError(f"--{sampling[0]}: goes with a model, and {flags.target} holds images")
     source, data = pick_data(flags, TrainConfig())
     sample = Sample(*load_images(str(flags.target), data.info))
     check(sample, data.info)
     if flags.cas and sample.labels is None:
         raise UsageError(f"--cas: {flags.target} holds no labels to learn from; give images with labels")
-    if len(sample) > flags.n:
-        some = rng.permutation(flags.seed, rng.Stream.SAMPLE, 4, len(sample))[: flags.n].sort().values
-        sample = Sample(sample.pixels[some], None if sample.labels is None else sample.labels[some])
+    _make_room(flags)
     classifiers = pick_classifiers(data)
     with Work() as work:
         reference = Reference.of(data, classifiers, track=work)
+        sample = some_of(sample, flags.n, flags.seed)
         return _evaluate(flags, sample, reference, {"data": source}, work)
 
 
@@ -118,7 +140,12 @@ def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
     """The evaluation of images that a model draws, in one way or in many."""
     model = load(flags.target, pick_device(flags.device))
     ways = _ways(flags, model)
-    source, data = pick_data(flags, model.config)
+    try:
+        source, data = pick_data(flags, model.config)
+    except DataError as error:
+        if hasattr(flags, "data"):
+            raise
+        raise DataError(f"{error}; the model was trained on it: say with --data where it is now") from error
     facts = ("channels", "height", "width", "classes")
     alike = all(getattr(model.info, fact) == getattr(data.info, fact) for fact in facts)
     if not alike or model.info.sha256 not in {None, data.info.sha256}:
@@ -127,41 +154,68 @@ def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
         )
     if len(ways) > 1 and (flags.controls or flags.cas):
         raise UsageError("--controls and --cas: go with one way of sampling; leave them out of a sweep")
+    _make_room(flags)
     classifiers = pick_classifiers(data)
     with Work() as work:
         reference = Reference.of(data, classifiers, memorization=len(ways) == 1, track=work)
-        if len(ways) == 1:
-            sample, drawn = _draw(flags, model, ways[0], reference, work)
-            return _evaluate(flags, sample, reference, {"data": source, **drawn}, work)
-        labels = torch.tensor(labels_like(data.train.labels, flags.n))
-        firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()[:SHOWN]]
-        trials = []
-        for number, way in enumerate(ways, 1):
-            sample, drawn = _draw(flags, model, way, reference, work, f"{number} of {len(ways)}, ")
-            metrics = score(sample, reference, flags.seed, work).metrics
-            trials.append(Trial(way, drawn, metrics, sample.pixels[firsts]))
-        real = floor(reference, flags.n, flags.seed, work) if reference.test else None
-        return Sweep(reference, trials, real, _frame(flags, reference, flags.n, {"data": source}))
+        if len(ways) > 1:
+            return _sweep(flags, model, ways, reference, source, work)
+        sample, drawn = _draw(flags, model, ways[0], reference, work)
+        return _evaluate(flags, sample, reference, {"data": source, **drawn}, work)
 
 
-SWEPT = {"samplers": "sampler", "steps": "steps", "scales": "scale"}
+def _sampling(flags: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say how to sample, but for the lists."""
+    fields = SamplingConfig.model_fields.keys() - {"steps"}
+    return {name: value for name, value in vars(flags).items() if name.partition(".")[0] in fields}
+
+
+def _lists(flags: argparse.Namespace) -> dict[str, list[str]]:
+    """The lists that are given, of which every combination is wanted."""
+    return {name: getattr(flags, name).split(",") for name in LISTS if hasattr(flags, name)}
 
 
 def _ways(flags: argparse.Namespace, model: DiffusionModel) -> list[SamplingConfig]:
-    """Every way of sampling that is asked for."""
-    given = {
-        name: value for name, value in vars(flags).items() if name.partition(".")[0] in SamplingConfig.model_fields
-    }
-    lists = {field: getattr(flags, name).split(",") for name, field in SWEPT.items() if hasattr(flags, name)}
-    if twice := [field for field in lists if field in given and field != "steps"]:
-        raise UsageError(f"--{twice[0]} and --{twice[0]}s: say the same; give one of them")
+    """Every way of sampling that is asked for, once."""
+    given, lists = _sampling(flags), _lists(flags)
+    if twice := [name for name in lists if LISTS[name] in given]:
+        raise UsageError(f"--{LISTS[twice[0]]} and --{twice[0]}: say the same; give one of them")
+    for name, values in lists.items():  # One by one, so that an error names its list.
+        for value in values:
+            try:
+                apply(SamplingConfig(), argparse.Namespace(**{LISTS[name]: value}))
+            except UsageError as error:
+                fault = str(error).partition(": ")[2]
+                raise UsageError(f"--{name} {getattr(flags, name)}: {value!r}: {fault}") from error
+    fields = [LISTS[name] for name in lists]
     ways = [
-        apply(model.config.sampling, argparse.Namespace(**given | dict(zip(lists, values, strict=True))))
+        apply(model.config.sampling, argparse.Namespace(**given, **dict(zip(fields, values, strict=True))))
         for values in product(*lists.values())
     ]
     for way in ways:
         model.grid(way)
-    return ways
+    return list(dict.fromkeys(ways))
+
+
+def _sweep(
+    flags: argparse.Namespace,
+    model: DiffusionModel,
+    ways: list[SamplingConfig],
+    reference: Reference,
+    source: str,
+    work: Work,
+) -> Sweep:
+    """Every way's score, told as it comes."""
+    labels = torch.tensor(labels_like(reference.data.train.labels, flags.n))
+    firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()[:SHOWN]]
+    trials = []
+    for number, way in enumerate(ways, 1):
+        sample, drawn = _draw(flags, model, way, reference, work, f"{number} of {len(ways)}, ")
+        trial = Trial(way, drawn, score(sample, reference, flags.seed, work).metrics, sample.pixels[firsts])
+        trials.append(trial)
+        say(trial.line())
+    real = None if reference.test is None else floor(reference, flags.n, flags.seed, work)
+    return Sweep(reference, trials, real, _frame(flags, reference, flags.n, {"data": source}))
 
 
 def _draw(
@@ -205,8 +259,8 @@ def _evaluate(
     """The images' score, and all that it is read beside."""
     n = len(sample)
     scored = score(sample, reference, flags.seed, work)
-    real = floor(reference, n, flags.seed, work) if reference.test else None
-    made = controls(reference, n, flags.seed) if flags.controls and reference.test else {}
+    real = None if reference.test is None else floor(reference, n, flags.seed, work)
+    made = controls(reference, n, flags.seed) if flags.controls and real else {}
     others = {name: score(control, reference, flags.seed, work) for name, control in made.items()}
     if flags.cas:
         scored.metrics.update(train_on_synthetic(sample, reference.data, flags.seed, work))
@@ -217,12 +271,15 @@ def _frame(flags: argparse.Namespace, reference: Reference, n: int, about: Mappi
     """What every figure must name: with the same frame it can be made again."""
     info, nets = reference.data.info, reference.classifiers
     return {
-        "target": str(flags.target),
+        "target": os.fsencode(flags.target).decode(errors="replace"),
         "n": n,
         "seed": flags.seed,
         **about,
         "feature_network": nets.features.name,
+        "feature_network_sha256": nets.features.sha256,
+        "feature_network_accuracy": nets.features.accuracy,
         "label_network": nets.reader.name,
+        "label_network_sha256": nets.reader.sha256,
         "label_network_accuracy": nets.reader.accuracy,
         "data_sha256": info.sha256,
         "train_images": info.train_images,

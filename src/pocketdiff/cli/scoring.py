@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pocketdiff import plots
-from pocketdiff.cli.classifiers import pick_classifiers
-from pocketdiff.cli.console import Work
+from pocketdiff.cli.classifiers import check_data, pick_classifiers
+from pocketdiff.cli.console import Work, warn
 from pocketdiff.cli.flags import UsageError
 from pocketdiff.cli.records import MetricsLog
+from pocketdiff.config import TrainConfig
 from pocketdiff.data import Dataset
+from pocketdiff.evaluate.distances import EvaluationError
 from pocketdiff.evaluate.reference import LEAST, Reference
 from pocketdiff.evaluate.report import NAMES
-from pocketdiff.evaluate.score import draw, score
+from pocketdiff.evaluate.score import Score, draw, floor, score
 from pocketdiff.files import write_file
-from pocketdiff.generate import DiffusionModel
+from pocketdiff.generate import DiffusionModel, SamplingError
 
 PLOTTED = ("frechet_train", "accuracy", "recall")
 
@@ -25,10 +28,6 @@ class Scoring:
         data: What it is trained on.
         model: The model that is being trained.
         log: Where the scores go. A step whose score is there is not scored again.
-
-    Raises:
-        UsageError: If the images asked for are too few.
-        EvaluationError: If the training images are.
     """
 
     def __init__(self, data: Dataset, model: DiffusionModel, log: MetricsLog) -> None:
@@ -37,11 +36,11 @@ class Scoring:
         self.length = model.config.length(len(data.train))
         if self.every is None:
             return
-        if self.n < LEAST:
-            raise UsageError(f"--evaluate-images {self.n}: a sound score needs {LEAST} or more")
         classifiers = pick_classifiers(data)
         with Work() as work:
             self.reference = Reference.of(data, classifiers, memorization=False, track=work)
+            real = None if self.reference.test is None else floor(self.reference, self.n, track=work)
+        self.floor = {} if real is None else _values(real)
 
     def due(self, before: int, after: int) -> bool:
         """Whether a score is due when ``after`` images are seen, after ``before`` of them at the step before."""
@@ -63,17 +62,40 @@ class Scoring:
         def track(what: str, done: int, total: int) -> None:
             note(f"scoring: {what}, {done:,} of {total:,}")
 
-        sample = draw(self.model, self.reference, self.n, 0, track=track)
-        metrics = score(sample, self.reference, track=track).metrics
-        figures = {name: estimate.value for name, estimate in metrics.items() if estimate is not None}
-        self.log.add_score({"step": step, "seen": seen, "evaluation": {"n": self.n, **figures}})
+        try:
+            figures: dict[str, Any] = _values(
+                score(draw(self.model, self.reference, self.n, 0, track=track), self.reference)
+            )
+        except (EvaluationError, SamplingError) as error:  # An early model may draw what no score can be made of.
+            warn(f"no score at {seen:,} images: {error}")
+            figures = {"fault": str(error)}
+        self.log.add_score({"step": step, "seen": seen, "evaluation": {"n": self.n, **figures}, "floor": self.floor})
 
     def plot(self, folder: Path) -> list[Path]:
         """Draws the scores over the images seen; the path of the picture, if there are any scores."""
-        lines = self.log.scores()
+        lines = [line for line in self.log.scores() if PLOTTED[0] in line["evaluation"]]
         if not lines:
             return []
         path = folder / "scores.png"
         panels = [(NAMES[name], {"": [(line["seen"], line["evaluation"][name]) for line in lines]}) for name in PLOTTED]
-        write_file(path, plots.png(plots.lines(panels, "images seen")))
+        marks = {NAMES[name]: value for name, value in self.floor.items() if name in PLOTTED}
+        write_file(path, plots.png(plots.lines(panels, "images seen", marks)))
         return [path]
+
+
+def check_scoring(config: TrainConfig, data: Dataset) -> None:
+    """Sees, before a run begins, that it can be scored as it asks to be.
+
+    Raises:
+        UsageError: If it asks for too few images.
+        EvaluationError: If there are too few training images.
+    """
+    if config.evaluate_every is None:
+        return
+    if config.evaluate_images < LEAST:
+        raise UsageError(f"--evaluate-images {config.evaluate_images}: a sound score needs {LEAST} or more")
+    check_data(data)
+
+
+def _values(scored: Score) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in scored.metrics.items() if estimate is not None}

@@ -16,7 +16,7 @@ from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
 from pocketdiff.cli.forecast import seconds_to_denoise, seconds_to_train
 from pocketdiff.cli.gallery import Due, Gallery
 from pocketdiff.cli.records import MetricsLog, summarize
-from pocketdiff.cli.scoring import Scoring
+from pocketdiff.cli.scoring import Scoring, check_scoring
 from pocketdiff.config import PRESETS
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.files import remove_leftovers, write_file
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
     flags, preset, device = _parse(arguments)
     config = apply(PRESETS[preset], flags)
     data = load_data(config.data, config.size, config.seed)
+    check_scoring(config, data)
     name = preset if config.data == "mnist" else f"{preset}-{Path(config.data).stem}"
     out = Path("runs") / name if flags.out is None else Path(flags.out)
     make_folder(out)
@@ -233,8 +234,8 @@ class _Run:
     def _finish(self) -> None:
         """The model file, and the summary, which marks the run as finished."""
         model = self.out / MODEL_FILE
-        drawn = [*self.drawn, *self.scoring.plot(self.gallery.folder)]
         checkpoint.save_model(model, self.state.ema, self.run_config)
+        drawn = [*self.drawn, *self.scoring.plot(self.gallery.folder)]
         summary = self.out / "summary.json"
         about = summarize(self.state, self.training_seconds, self.other_seconds)
         write_file(summary, json.dumps(about, indent=2) + "\n")

@@ -7,8 +7,14 @@ is a data set as scores see it; `score` puts them together; `report` shows what 
 from pocketdiff.evaluate.distances import (
     EvaluationError,
     frechet_distance,
+    frechet_estimate,
     kernel_distance,
+    kernel_estimate,
     neighbours,
 )
+from pocketdiff.evaluate.memorization import NearestImages, nearest_features
 
-__all__ = ["EvaluationError", "frechet_distance", "kernel_distance", "neighbours"]
+__all__ = [
+    "EvaluationError", "NearestImages", "frechet_distance", "frechet_estimate", "kernel_distance", "kernel_estimate",
+    "nearest_features", "neighbours",
+]  # fmt: skip

@@ -221,7 +221,7 @@ def _order(seed: int, epoch: int, n: int) -> Int[Tensor, " n"]:
 
 
 def _jittered(x: Float[Tensor, "n c h w"], seed: int, step: int) -> Float[Tensor, "n c h w"]:
-    """Each image turned by up to 9 degrees, scaled by up to a tenth, sheared, and moved by up to two pixels."""
+    """Each image turned by up to 0.15 radians, scaled by up to a tenth, sheared, and moved by up to two pixels."""
     draws = rng.generator(seed, rng.Stream.JITTER, step).uniform(-1, 1, (5, len(x)))
     turn, scale, shear, down, right = torch.from_numpy(draws).to(x)
     angle, scale, shear = 0.15 * turn, 1 + 0.1 * scale, 0.15 * shear

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TypeVar
 
 import torch
@@ -92,12 +93,23 @@ class Reference:
 
     def train_part(self, n: int) -> Int[Tensor, " m"]:
         """Which training images stand for all of them where n images are compared with as many; always the same."""
-        return _part(len(self.train_features), n, 0)
+        return part_of(len(self.train_features), n, Part.TRAIN)
 
     def test_part(self, n: int) -> Int[Tensor, " m"]:
         """Which test images are as many as n images, or all if they are not so many; always the same."""
-        return _part(len(self.test_features), n, 1)
+        return part_of(len(self.test_features), n, Part.TEST)
 
 
-def _part(total: int, n: int, purpose: int) -> Int[Tensor, " m"]:
-    return rng.permutation(0, rng.Stream.SAMPLE, purpose, total)[:n].sort().values
+class Part(IntEnum):
+    """What some of more images are chosen for: each choice is independent of the others."""
+
+    TRAIN = 0
+    TEST = 1
+    AS_MANY = 2
+    SHOWN = 3
+    GIVEN = 4
+
+
+def part_of(total: int, n: int, part: Part, seed: int = 0) -> Int[Tensor, " m"]:
+    """Which n of ``total`` images are chosen, or all if there are not so many; in their order."""
+    return rng.permutation(seed, rng.Stream.SAMPLE, part, total)[:n].sort().values

@@ -1,6 +1,7 @@
 """What an evaluation says: as JSON, as a table, and as one HTML page that asks for nothing outside itself."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pocketdiff.config import SamplingConfig
 from pocketdiff.data import DataInfo
 from pocketdiff.evaluate.distances import Estimate, share_estimate
 from pocketdiff.evaluate.memorization import QUANTILE
-from pocketdiff.evaluate.reference import Reference
+from pocketdiff.evaluate.reference import Part, Reference
 from pocketdiff.evaluate.score import Metrics, Sample, Score
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ _SHARES = {
 _PAIRS = 10
 _SHOWN = 40
 _IN_CLASS = 8
+_ROWS = 8
+_COLUMNS = 20
 _FEW = 30
 """The most classes whose confusion matrix is shown."""
 
@@ -120,12 +123,13 @@ class Evaluation:
     def table(self) -> str:
         """The figures as plain text."""
         floor = self.floor.metrics if self.floor else {}
-        header = ["", "figure", "95% interval", "real images", *(name.replace("_", " ") for name in self.controls)]
+        header = ["", "figure", "95% interval", _real(self.frame), *(name.replace("_", " ") for name in self.controls)]
         rows = [
             [row["name"], row["value"], row["interval"], row["floor"], *row["controls"]]
             for row in _rows(self.score.metrics, floor, self.controls)
         ]
-        return f"{_headline(self.frame)}\n\n{_aligned([header, *rows])}\n"
+        fewer = _fewer(self.frame)
+        return f"{_headline(self.frame)}\n\n{_aligned([header, *rows])}\n" + (f"\n{fewer}\n" if fewer else "")
 
     def page(self) -> str:
         """The whole evaluation as one HTML page."""
@@ -136,11 +140,11 @@ class Evaluation:
             title=f"pocketdiff evaluate {self.frame['target']}",
             headline=_headline(self.frame),
             verdict=self.verdict(),
+            real=_real(self.frame),
+            fewer=_fewer(self.frame),
             controls=[name.replace("_", " ") for name in self.controls],
             rows=_rows(scored.metrics, self.floor.metrics if self.floor else {}, self.controls),
-            grid=_picture(
-                sample.pixels[_grid(sample, len(info.classes))], min(len(info.classes), 20), info, "images", 2
-            ),
+            grid=_grid(sample, info),
             classes=self._classes(),
             confusion=_confusion(scored.confusion, info.classes) if scored.confusion is not None and few else None,
             best=_strip(sample.pixels[by_realism.flip(0)[:_SHOWN]], info, "the most real images"),
@@ -215,6 +219,13 @@ class Trial(NamedTuple):
     some: UInt8[Tensor, "m c h w"]
     """A few of the images, of the same labels and seeds in every trial."""
 
+    def line(self) -> str:
+        """Its main figures in words."""
+        figures = (
+            f"{NAMES[name]} {written(name, _value(self.metrics[name]))}" for name in ("frechet_train", "accuracy")
+        )
+        return f"{self.name}: {', '.join(figures)}"
+
     @property
     def name(self) -> str:
         """The way in words."""
@@ -233,7 +244,7 @@ class Sweep:
     def best(self) -> Trial | None:
         """The trial with the least distance of those with a label accuracy of `ENOUGH`; None if there is none."""
         accurate = [trial for trial in self.trials if (_value(trial.metrics["accuracy"]) or 0.0) >= ENOUGH]
-        return min(accurate, key=lambda trial: _value(trial.metrics["frechet_train"]) or 0.0, default=None)
+        return min(accurate, key=lambda trial: _value(trial.metrics["frechet_train"]) or math.inf, default=None)
 
     def json(self) -> dict[str, Any]:
         """Every trial with its metrics and intervals."""
@@ -364,15 +375,15 @@ def _confusion(confusion: Int[Tensor, "k k"], names: tuple[str, ...]) -> dict[st
     }
 
 
-def _grid(sample: Sample, num_classes: int) -> Int[Tensor, " m"]:
-    """Eight images of each class, a column, chosen at random; just some where there are no labels."""
-    columns = min(num_classes, 20)
-    order = rng.permutation(0, rng.Stream.SAMPLE, 3, len(sample))
+def _grid(sample: Sample, info: DataInfo) -> dict[str, str]:
+    """A column of images for each class that there is, chosen at random; just some images where there are no labels."""
+    order = rng.permutation(0, rng.Stream.SAMPLE, Part.SHOWN, len(sample))
     if sample.labels is None:
-        return order[: 8 * columns]
-    of_classes = [order[sample.labels[order] == label][:8] for label in range(columns)]
-    height = min((len(column) for column in of_classes if len(column)), default=0)
-    return torch.stack([column[:height] for column in of_classes if len(column)], 1).flatten()
+        return _picture(sample.pixels[order[: 10 * _ROWS]], 10, info, "images", 2)
+    labels, counts = sample.labels.unique(return_counts=True)
+    rows = min(_ROWS, int(counts.max()))
+    columns = [order[sample.labels[order] == label][:rows] for label in labels[counts >= rows][:_COLUMNS]]
+    return _picture(sample.pixels[torch.stack(columns, 1).flatten()], len(columns), info, "images of each class", 2)
 
 
 def _strip(images: UInt8[Tensor, "n c h w"], info: DataInfo, alt: str) -> dict[str, str]:
@@ -386,6 +397,21 @@ def _picture(images: UInt8[Tensor, "n c h w"], columns: int, info: DataInfo, alt
     return {"data": content, "alt": alt, "width": str(picture.width * zoom)}
 
 
+def _real(frame: Mapping[str, Any]) -> str:
+    """The name of the column of real images' figures."""
+    return f"{frame['floor_images']:,} real images"
+
+
+def _fewer(frame: Mapping[str, Any]) -> str | None:
+    """A word of caution where there are fewer real images than images."""
+    if frame["floor_images"] >= frame["n"]:
+        return None
+    return (
+        f"the test split holds {frame['floor_images']:,} images, and fewer images are farther from the training split: "
+        f"for a fair comparison take --n {frame['floor_images']}"
+    )
+
+
 def _headline(frame: Mapping[str, Any]) -> str:
     words = [f"{frame['n']:,} images", f"seed {frame['seed']}"]
     if frame.get("sampler"):
@@ -394,7 +420,10 @@ def _headline(frame: Mapping[str, Any]) -> str:
             f"{frame['steps']} steps",
             f"scale {frame['scale']:g} (w = {frame['scale'] - 1:g})",
         ]
-    words.append(f"against {frame['data']} with {frame['feature_network']} and {frame['label_network']}")
+    words.append(
+        f"against {frame['data']} with {frame['feature_network']} and {frame['label_network']}, which reads "
+        f"{frame['label_network_accuracy']:.2%} of the test split right"
+    )
     return ", ".join(words)
 
 
@@ -410,7 +439,7 @@ def _written_frame(frame: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _render(**content: Any) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(content)
 

@@ -23,7 +23,7 @@ from pocketdiff.evaluate.distances import (
     share_estimate,
 )
 from pocketdiff.evaluate.memorization import Nearest, nearest_features
-from pocketdiff.evaluate.reference import LEAST, Memory, Reference, Track, tracked, untracked
+from pocketdiff.evaluate.reference import LEAST, Memory, Part, Reference, Track, part_of, tracked, untracked
 from pocketdiff.generate import DiffusionModel
 
 K = 5
@@ -102,7 +102,7 @@ def score(sample: Sample, reference: Reference, seed: int = 0, track: Track = un
     metrics: Metrics = {
         **dict.fromkeys(METRICS),
         "frechet_train": frechet_estimate(real=reference.train, fake=fake, seed=seed),
-        "frechet_test": reference.test and frechet_estimate(real=reference.test, fake=fake, seed=seed),
+        "frechet_test": None if reference.test is None else frechet_estimate(real=reference.test, fake=fake, seed=seed),
         "kernel_train": kernel_estimate(real=real, fake=fake),
         "precision": share_estimate(around.faithful),
         "recall": share_estimate(around.recalled),
@@ -120,7 +120,9 @@ def score(sample: Sample, reference: Reference, seed: int = 0, track: Track = un
         nearest = Nearest.joined(tracked(memory.images.of(pixels), "nearest training images", n, track))
         metrics |= _memorized(memory, nearest, nearest_features(fake, reference.train_features))
     back = order.argsort()
-    return Score(metrics, classes, confusion, around.realism[back], seen[back], nearest and nearest.at(back))
+    return Score(
+        metrics, classes, confusion, around.realism[back], seen[back], None if nearest is None else nearest.at(back)
+    )
 
 
 def floor(reference: Reference, n: int, seed: int = 0, track: Track = untracked) -> Score:
@@ -173,10 +175,12 @@ def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, track: Trac
     """
     if sample.labels is None:
         raise EvaluationError("without labels no classifier can learn from the images; give images with labels")
-    part = rng.permutation(seed, rng.Stream.SAMPLE, 2, len(data.train))[: len(sample)]
+    order = _canonical(sample)
+    drawn = Images(sample.pixels[order], sample.labels[order])
+    part = part_of(len(data.train), len(sample), Part.AS_MANY, seed)
     real = Images(data.train.pixels[part], data.train.labels[part])
     shares = {}
-    for name, images in (("cas", Images(sample.pixels, sample.labels)), ("cas_real", real)):
+    for name, images in (("cas", drawn), ("cas_real", real)):
         net = build("reader", data.info)
         for seen in train_classifier(net, images, seed):
             track(f"training a reader for {name}", seen, training_length(len(images)))
@@ -233,6 +237,14 @@ def draw(
     return Sample(torch.cat(tracked(chunks, "drawing", n, track)), torch.tensor(labels))
 
 
+def some_of(sample: Sample, n: int, seed: int) -> Sample:
+    """At most n of the images, chosen by the seed, whatever their order."""
+    if len(sample) <= n:
+        return sample
+    some = _canonical(sample)[part_of(len(sample), n, Part.GIVEN, seed)].sort().values
+    return Sample(sample.pixels[some], None if sample.labels is None else sample.labels[some])
+
+
 def labels_like(labels: Int[Tensor, " t"], n: int) -> list[int]:
     """As many labels as asked for, each class as frequent among them as among ``labels``, in order."""
     return labels.sort().values[((torch.arange(n) + 0.5) * len(labels) / n).long()].tolist()
@@ -241,9 +253,10 @@ def labels_like(labels: Int[Tensor, " t"], n: int) -> list[int]:
 def _class_score(index: int, fake: Tensor, labels: Tensor, seen: Tensor, reference: Reference, seed: int) -> ClassScore:
     of_class, names = labels == index, reference.data.info.classes
     real, fake = reference.train_features[reference.data.train.labels == index], fake[of_class]
-    distance = None
-    if min(len(real), len(fake)) >= LEAST and not bool((fake == fake[0]).all()):
+    try:
         distance = frechet_estimate(real=real, fake=fake, seed=seed)
+    except EvaluationError:  # Of either there are too few, or all are alike.
+        distance = None
     counts = torch.bincount(seen[of_class]).tolist()
     read_as = {names[other]: count for other, count in enumerate(counts) if count}
     return ClassScore(names[index], len(fake), distance, share_estimate(seen[of_class] == index), read_as)
