@@ -213,5 +213,8 @@ def test_nearest_features_are_torch_cdists(queries: int) -> None:
     source = torch.Generator().manual_seed(0)
     a, b = torch.randn(queries, 64, generator=source), torch.randn(700, 64, generator=source)
     b[5] = a[0]
-    expected = torch.cdist(a.double(), b.double()).amin(1).float()
-    torch.testing.assert_close(nearest_features(a, b), expected, rtol=1e-4, atol=1e-2)
+    apart = torch.cdist(a.double(), b.double())
+    nearest = nearest_features(a, b)
+    torch.testing.assert_close(nearest.distance, apart.amin(1).float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(nearest.which, apart.argmin(1))
+    assert nearest.distance[0] == 0, "a copy is at no distance"

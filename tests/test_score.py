@@ -259,7 +259,7 @@ def test_labels_are_as_frequent_as_in_training(n: int, mnist: Dataset) -> None:
 
 
 def test_a_classifier_learns_from_real_images_and_not_from_noise(reference: Reference, monkeypatch) -> None:
-    monkeypatch.setattr(classifiers, "_LEAST", 4000)
+    monkeypatch.setattr(classifiers, "_LEAST", 3000)
     train = reference.data.train
     noise = controls(reference, 500)["noise"]
     shares = {

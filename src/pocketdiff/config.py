@@ -166,11 +166,11 @@ class TrainConfig(Frozen):
         return self.images if self.epochs is None else self.epochs * n  # type: ignore[return-value]
 
 
-# Times and shares are of two CPU cores; docs/results.md has the machine and the commands.
+# Times are of two CPU cores; docs/results.md has the machine, the spread and the commands.
 PRESETS: dict[str, TrainConfig] = {
-    # 65 s; 96.05% of its digits are read as their label.
+    # A minute; Fréchet distance 2.84, label accuracy 99.2%.
     "quick": TrainConfig(images=22_000, batch=32, muon_lr=0.015, sampling=SamplingConfig(steps=10, scale=2.4)),
-    # 253 s; 99.05%.
+    # Four minutes; 0.67, 99.1%.
     "laptop": TrainConfig(),
     # The original experiment, each figure its own: docs/ddpm.md. A day or more; not yet run whole.
     "ddpm": TrainConfig(
