@@ -59,8 +59,16 @@ def frechet_between(a: Gaussian, b: Gaussian) -> float:
     ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)``, the roots by symmetric eigenvalues, which stay
     real where a matrix is singular. Source: Dowson and Landau 1982, equation 4.
     """
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return _frechet(a, _root(a.covariance), b)
+
+
+def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def _frechet(a: Gaussian, root: Float[Tensor, "d d"], b: Gaussian) -> float:
+    """`frechet_between`, given the root of a's covariance."""
     product = root @ b.covariance @ root
     overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
@@ -94,11 +102,12 @@ def frechet_estimate(*, real: Features | Gaussian, fake: Features, seed: int = 0
     _check_width(real, fake)
     reference = real if isinstance(real, Gaussian) else Gaussian.of(real)
     x = _checked(fake, "the fake")
-    value = frechet_between(reference, Gaussian.of(x))
+    root = _root(reference.covariance)
+    value = _frechet(reference, root, Gaussian.of(x))
     drawn = rng.generator(seed, rng.Stream.BOOTSTRAP)
     shares = np.full(len(x), 1 / len(x))
     distances = np.array([
-        frechet_between(reference, _weighted_gaussian(x, torch.from_numpy(drawn.multinomial(len(x), shares)).double()))
+        _frechet(reference, root, _weighted_gaussian(x, torch.from_numpy(drawn.multinomial(len(x), shares)).double()))
         for _ in range(resamples)
     ])  # fmt: skip
     low, high = np.quantile(distances - distances.mean(), [0.025, 0.975])

@@ -28,6 +28,8 @@ from pocketdiff.generate import DiffusionModel
 
 K = 5
 """Neighbourhood size of precision, recall, density and coverage, as in Naeem et al. 2020."""
+_CLASS_RESAMPLES = 100
+"""Half of the usual: a score has as many of these intervals as classes."""
 METRICS = (
     "frechet_train", "frechet_test", "frechet_classes", "kernel_train", "precision", "recall", "density", "coverage",
     "accuracy", "memorized_share", "memorized_share_features",
@@ -254,7 +256,7 @@ def _class_score(index: int, fake: Tensor, labels: Tensor, seen: Tensor, referen
     of_class, names = labels == index, reference.data.info.classes
     real, fake = reference.train_features[reference.data.train.labels == index], fake[of_class]
     try:
-        distance = frechet_estimate(real=real, fake=fake, seed=seed)
+        distance = frechet_estimate(real=real, fake=fake, seed=seed, resamples=_CLASS_RESAMPLES)
     except EvaluationError:  # Of either there are too few, or all are alike.
         distance = None
     counts = torch.bincount(seen[of_class]).tolist()
