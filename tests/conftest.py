@@ -16,6 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from pocketdiff.checkpoint import RunConfig  # noqa: E402
 from pocketdiff.config import SamplingConfig, TrainConfig  # noqa: E402
@@ -23,6 +24,9 @@ from pocketdiff.data import Dataset, load_data  # noqa: E402
 from pocketdiff.nets.unet import UNetConfig  # noqa: E402
 
 torch.set_num_threads(1)  # pytest-xdist runs a worker on each core
+# The same examples in every run; `pytest --hypothesis-profile default` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -139,10 +139,12 @@ def test_a_length_that_is_given_takes_the_others_place() -> None:
         "--preset ddpm --images none": (None, 20),
         "--preset quick --epochs 3": (None, 3),
         "--preset quick --images 500": (500, None),
+        "--preset quick --epochs none": (22_000, None),
     }.items():
         namespace, preset, _ = _parse(words.split())
         config = apply(PRESETS[preset], namespace)
         assert (config.images, config.epochs) == length
+    assert (flags("--epochs", "1").images, flags("--images", "5", config=PRESETS["ddpm"]).epochs) == (None, None)
     assert (TrainConfig(epochs=3).images, TrainConfig().images) == (None, 100_000)
 
 
@@ -195,6 +197,8 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         ("fly", "no verb 'fly'"),
         ("train --imges 5", "did you mean --images?"),
         ("train --images 5 --epochs 5", "give one of them, and not both"),
+        ("train --images none", "--images none: the length is told in images or in epochs"),
+        ("train --guidance-strengths 1 1", "--guidance-strengths 1 1: guidance_strengths that are equal"),
         ("train --epochs 0", "--epochs 0: input should be greater than or equal to 1"),
         ("train --preset ddpm --n-feat 12", "--net.n-feat 12: input should be a multiple of 8"),
         ("train --n-feat 16", "--net.n-feat 16"),

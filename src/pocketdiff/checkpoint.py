@@ -189,11 +189,9 @@ def save_model(path: Path, denoiser: nn.Module, config: RunConfig) -> None:
     Raises:
         TrainingError: If a weight is not finite.
     """
-    tensors = _contiguous(denoiser.state_dict())
+    tensors = denoiser.state_dict()
     _check_finite(tensors)
-    about = {"format": _FORMAT, "kind": "diffusion", **config.model_dump(mode="json")}
-    about["sha256"] = fingerprint(tensors, about)
-    write_file(path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
+    write_tensors(path, tensors, {"format": _FORMAT, "kind": "diffusion", **config.model_dump(mode="json")})
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel:
@@ -215,15 +213,12 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
         path = path / MODEL_FILE
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy the file again") from error
-    about = _about(path, metadata)
-    if about.pop("sha256", None) != fingerprint(tensors, about):
-        raise CheckpointError(f"{path}: its weights or its config are not those that were saved; copy the file again")
+    tensors, about = read_tensors(path)
+    version, kind = about.get("format"), about.get("kind")
+    if (version, kind) != (_FORMAT, "diffusion"):
+        raise CheckpointError(
+            f"{path}: holds {kind!r} in format {version!r}, which this version does not read; use the one that wrote it"
+        )
     try:
         config = RunConfig.model_validate({name: about[name] for name in about.keys() - {"format", "kind"}})
         denoiser = build_denoiser(config.train, config.data)
@@ -235,18 +230,37 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
     return DiffusionModel(denoiser.requires_grad_(False).to(device), config.train, config.data)
 
 
-def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """A model file's metadata, of a format and kind that this version knows."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes tensors to a file, with what is said about them and the SHA-256 of both in one metadata key.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    tensors = _contiguous(tensors)
+    text = json.dumps({**about, "sha256": fingerprint(tensors, about)}, sort_keys=True)
+    write_file(path, safetensors.torch.save(tensors, {_METADATA_KEY: text}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote: the tensors, and what is said about them.
+
+    Raises:
+        CheckpointError: If the file is damaged, or not one of pocketdiff's.
+    """
     try:
-        about = json.loads(metadata[_METADATA_KEY])
-        version, kind = about["format"], about["kind"]
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy the file again") from error
+    try:
+        about = dict(json.loads(metadata[_METADATA_KEY]))
+        sha256 = about.pop("sha256")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: was not written by pocketdiff; give a model file that was") from error
-    if (version, kind) != (_FORMAT, "diffusion"):
-        raise CheckpointError(
-            f"{path}: holds {kind!r} in format {version!r}, which this version does not read; use the one that wrote it"
-        )
-    return dict(about)
+    if sha256 != fingerprint(tensors, about):
+        raise CheckpointError(f"{path}: its weights or its config are not those that were saved; copy the file again")
+    return tensors, about
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ command line makes a flag of every field.
 import math
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -143,6 +143,9 @@ class TrainConfig(Frozen):
 
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""
+
+    either: ClassVar = ("images", "epochs")
+    """Fields of which one holds."""
 
     @model_validator(mode="before")
     @classmethod

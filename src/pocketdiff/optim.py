@@ -43,6 +43,14 @@ def learning_rate(progress: float, warmup: float) -> float:
     return min(1.0, rising) * (1 - progress)
 
 
+def take_step(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Every optimizer's step, at the share ``lr`` of its peak learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr
+        optimizer.step()
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized: every direction of a weight matrix moves by the same amount.
 

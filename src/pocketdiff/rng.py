@@ -8,6 +8,7 @@ of a seed, and the values of ``torch.randn`` depend on the size of the tensor.)
 
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -63,6 +64,16 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
 def permutation(seed: int, stream: int, index: int, n: int) -> Int[Tensor, " n"]:
     """A random order of 0..n-1."""
     return torch.from_numpy(generator(seed, stream, index).permutation(n))
+
+
+def visits(seed: int, indices: Iterable[int], n: int) -> Int[Tensor, " m"]:
+    """Which of ``n`` images a run sees as its images ``indices``: every pass sees each once, in an order of its own."""
+    return torch.stack([_pass(seed, index // n, n)[index % n] for index in indices])
+
+
+@lru_cache(maxsize=2)
+def _pass(seed: int, number: int, n: int) -> Int[Tensor, " n"]:
+    return permutation(seed, Stream.ORDER, number, n)
 
 
 def normal(seed: int, stream: int, indices: Iterable[int], shape: tuple[int, ...]) -> Float[Tensor, " n *shape"]:

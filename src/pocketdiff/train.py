@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from pocketdiff.data import DataInfo, Images
 from pocketdiff.denoiser import Denoiser
 from pocketdiff.errors import PocketdiffError
 from pocketdiff.generate import build_denoiser
-from pocketdiff.optim import learning_rate, make_optimizers, update_ema
+from pocketdiff.optim import learning_rate, make_optimizers, take_step, update_ema
 
 
 class TrainingError(PocketdiffError):
@@ -77,8 +76,7 @@ def draw_batch(data: Images, config: TrainConfig, null: int, seen: int, count: i
     """
     indices = range(seen, seen + count)
     device = data.labels.device
-    order = [_epoch_order(config.seed, index // len(data), len(data))[index % len(data)] for index in indices]
-    x0, label = data.batch(torch.stack(order), config.black)
+    x0, label = data.batch(rng.visits(config.seed, indices, len(data)), config.black)
     eps = rng.normal(config.seed, rng.Stream.NOISE, indices, tuple(x0.shape[1:])).to(device)
     draw = rng.spread if config.even_levels else rng.uniform
     sigma = config.schedule(draw(config.seed, rng.Stream.LEVEL, indices)).float().to(device)
@@ -90,11 +88,6 @@ def batch_loss(denoiser: Denoiser, batch: Batch, config: TrainConfig) -> Float[T
     """The batch's mean loss, at the config's precision."""
     with torch.autocast(batch.x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         return denoiser.loss(*batch).mean()
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, n: int) -> Int[Tensor, " n"]:
-    return rng.permutation(seed, rng.Stream.ORDER, epoch, n)
 
 
 def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metrics]:
@@ -131,10 +124,7 @@ def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metr
             )
         done = state.seen - state.seen % n if config.lr_by_epoch else state.seen
         lr = learning_rate(done / length, config.warmup)
-        for optimizer in state.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr
-            optimizer.step()
+        take_step(state.optimizers, lr)
         state.step += 1
         state.seen += len(batch.label)
         update_ema(state.ema, denoiser, state.step, config.ema)

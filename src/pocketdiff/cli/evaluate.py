@@ -214,7 +214,7 @@ def _sweep(
         trial = Trial(way, drawn, score(sample, reference, flags.seed, work).metrics, sample.pixels[firsts])
         trials.append(trial)
         say(trial.line())
-    real = None if reference.test is None else floor(reference, flags.n, flags.seed, work)
+    real = floor(reference, flags.n, flags.seed, work)
     return Sweep(reference, trials, real, _frame(flags, reference, flags.n, {"data": source}))
 
 
@@ -259,7 +259,7 @@ def _evaluate(
     """The images' score, and all that it is read beside."""
     n = len(sample)
     scored = score(sample, reference, flags.seed, work)
-    real = None if reference.test is None else floor(reference, n, flags.seed, work)
+    real = floor(reference, n, flags.seed, work)
     made = controls(reference, n, flags.seed) if flags.controls and real else {}
     others = {name: score(control, reference, flags.seed, work) for name, control in made.items()}
     if flags.cas:

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import types
 from collections.abc import Iterator, Sequence
+from itertools import permutations
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -93,6 +94,8 @@ def add_config(
 def apply(config: Config, namespace: argparse.Namespace) -> Config:
     """The config with the flags that were given.
 
+    A config's ``either`` names fields of which one holds: the one that is given takes the others' place.
+
     Raises:
         UsageError: If a value does not fit, naming its flag.
     """
@@ -117,6 +120,9 @@ def apply(config: Config, namespace: argparse.Namespace) -> Config:
             raise UsageError(f"{_flag(path, value)}: goes with a {_flag(kind)} that has it, and here that is none")
         else:
             branch[name] = None if value in ("none", ["none"]) else value
+    for field, other in permutations(getattr(config, "either", ()), 2):
+        if given.get(field, "none") != "none" and other not in given:
+            tree[other] = None
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
@@ -134,7 +140,12 @@ def _flag(path: str, value: Any = None) -> str:
 
 
 def _nearest(location: list[str], given: dict[str, Any]) -> str:
-    """The flag behind a pydantic location, which also holds a kind's name, or a tuple's index, or ends too early."""
+    """The flag behind a pydantic location, which also holds a kind's name, or a tuple's index, or ends too early.
+
+    A fault of the whole config, which has no location, is the flag's if only one was given.
+    """
+    if not location:
+        return next(iter(given)) if len(given) == 1 else ""
     exact = [path for path in given if all(part in location for part in path.split("."))]
     within = [path for path in given if location and path.startswith(f"{location[0]}.")]
     return max(exact or within, key=len, default=".".join(location))

@@ -39,7 +39,7 @@ class Scoring:
         classifiers = pick_classifiers(data)
         with Work() as work:
             self.reference = Reference.of(data, classifiers, memorization=False, track=work)
-            real = None if self.reference.test is None else floor(self.reference, self.n, track=work)
+            real = floor(self.reference, self.n, track=work)
         self.floor = {} if real is None else _values(real)
 
     def due(self, before: int, after: int) -> bool:

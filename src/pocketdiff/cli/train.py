@@ -81,11 +81,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]
     )  # fmt: skip
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
     add_config(parser, PRESETS[preset])
-    flags = parser.parse(arguments)
-    given = [name for name in ("images", "epochs") if getattr(flags, name, "none") != "none"]
-    if len(given) == 1:  # It takes the place of the preset's.
-        setattr(flags, {"images": "epochs", "epochs": "images"}[given[0]], "none")
-    return flags, preset, device
+    return parser.parse(arguments), preset, device
 
 
 def _claim(out: Path, wanted: RunConfig, resume: str) -> bool:

@@ -4,24 +4,19 @@ Both learn from the training split and know nothing of each other, so that nothi
 MNIST come with the package (`SHIPPED`); others are trained where they are needed.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from pocketdiff import rng
-from pocketdiff.checkpoint import fingerprint
+from pocketdiff.checkpoint import CheckpointError, fingerprint, read_tensors, write_tensors
 from pocketdiff.data import DataInfo, Dataset, Images, to_data_units
-from pocketdiff.files import write_file
-from pocketdiff.optim import learning_rate, make_optimizers
+from pocketdiff.optim import learning_rate, make_optimizers, take_step
 
 NUM_FEATURES = 64
 SHIPPED = Path(__file__).parent / "weights"
@@ -33,7 +28,6 @@ _PASSES = 8
 """How often training sees each image."""
 _LEAST = 100_000
 """How many images it sees at least, repeats counted."""
-_METADATA_KEY = "pocketdiff"
 
 
 class FeatureNet(nn.Module):
@@ -139,15 +133,11 @@ def train_classifier(net: nn.Module, data: Images, seed: int) -> Iterator[int]:
     net.train()
     for step, seen in enumerate(range(0, length, _BATCH)):
         ahead = range(seen, min(seen + _BATCH, length))
-        x, label = data.batch(torch.stack([_order(seed, index // n, n)[index % n] for index in ahead]))
+        x, label = data.batch(rng.visits(seed, ahead, n))
         net.zero_grad(set_to_none=True)
         loss = F.cross_entropy(net(_jittered(x, seed, step)), label)
         loss.backward()
-        lr = learning_rate(seen / length, 0.05)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr
-            optimizer.step()
+        take_step(optimizers, learning_rate(seen / length, 0.05))
         yield ahead[-1] + 1
     net.eval()
 
@@ -180,28 +170,24 @@ def save_classifier(folder: Path, classifier: Classifier, info: DataInfo) -> Pat
         OSError: If it cannot be written.
     """
     path = _place(folder, classifier.kind, info)
-    about = {**_about(classifier.kind, classifier.accuracy, info), "sha256": classifier.sha256}
-    tensors = {name: tensor.contiguous() for name, tensor in classifier.net.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
+    write_tensors(path, classifier.net.state_dict(), _about(classifier.kind, classifier.accuracy, info))
     return path
 
 
 def find_classifier(kind: str, info: DataInfo, folders: Sequence[Path]) -> Classifier | None:
     """The classifier of a kind for a data set, from the first folder that has it whole; None if none has."""
     for folder in folders:
-        net = build(kind, info)
         try:
-            with safetensors.safe_open(_place(folder, kind, info), "pt") as file:
-                about = json.loads((file.metadata() or {})[_METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            sha256, share = str(about["sha256"]), float(about["accuracy"])
-            if sha256 != fingerprint(tensors, _about(kind, share, info)):
+            tensors, about = read_tensors(_place(folder, kind, info))
+            share = float(about["accuracy"])
+            if about != _about(kind, share, info):
                 continue
+            net = build(kind, info)
             net.load_state_dict(tensors)
-        except (OSError, safetensors.SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OverflowError):
+        except (CheckpointError, RuntimeError, KeyError, ValueError, TypeError, OverflowError):
             continue  # Not there, or damaged: the next one, or a new one.
-        return Classifier(kind, net.eval().requires_grad_(False), share, sha256)
+        return Classifier(kind, net.eval().requires_grad_(False), share, fingerprint(tensors, about))
     return None
 
 
@@ -213,11 +199,6 @@ def _convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, n: int) -> Int[Tensor, " n"]:
-    return rng.permutation(seed, rng.Stream.ORDER, epoch, n)
 
 
 def _jittered(x: Float[Tensor, "n c h w"], seed: int, step: int) -> Float[Tensor, "n c h w"]:

@@ -54,7 +54,6 @@ class Reference:
     data: Dataset
     classifiers: Classifiers
     train_features: Float[Tensor, "n d"]
-    test_features: Float[Tensor, "t d"]
     train: Gaussian
     test: Gaussian | None
     """None where there are fewer than `LEAST` test images."""
@@ -82,14 +81,14 @@ class Reference:
             for name, part in (("training", data.train), ("test", data.test))
         )
         if len(test) < LEAST:
-            return cls(data, classifiers, train, test, Gaussian.of(train), None, None)
+            return cls(data, classifiers, train, Gaussian.of(train), None, None)
         memory, labels = None, data.train.labels
         if memorization:
             images = NearestImages(data.train.pixels)
             near = tracked(images.of(data.test.pixels), "nearest training image of each test image", len(test), track)
             in_features = nearest_features(test, train)
             memory = Memory(images, Nearness.of(Nearest.joined(near), labels), Nearness.of(in_features, labels))
-        return cls(data, classifiers, train, test, Gaussian.of(train), Gaussian.of(test), memory)
+        return cls(data, classifiers, train, Gaussian.of(train), Gaussian.of(test), memory)
 
     def train_part(self, n: int) -> Int[Tensor, " m"]:
         """Which training images stand for all of them where n images are compared with as many; always the same."""
@@ -97,7 +96,7 @@ class Reference:
 
     def test_part(self, n: int) -> Int[Tensor, " m"]:
         """Which test images are as many as n images, or all if they are not so many; always the same."""
-        return part_of(len(self.test_features), n, Part.TEST)
+        return part_of(len(self.data.test), n, Part.TEST)
 
 
 class Part(IntEnum):

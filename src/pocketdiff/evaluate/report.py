@@ -65,8 +65,6 @@ _ROWS = 8
 _COLUMNS = 20
 _FEW = 30
 """The most classes whose confusion matrix is shown."""
-
-
 SWEPT = ("frechet_train", "accuracy", "precision", "recall", "density", "coverage")
 """The figures that a sweep's table shows."""
 ENOUGH = 0.985

@@ -39,7 +39,8 @@ Metrics = dict[str, Estimate | None]
 """A figure for each of `METRICS`; None where the images allow none."""
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sample:
     """Images to be scored, and the class that each should show, if that is known."""
 
     pixels: UInt8[Tensor, "n c h w"]
@@ -127,22 +128,21 @@ def score(sample: Sample, reference: Reference, seed: int = 0, track: Track = un
     )
 
 
-def floor(reference: Reference, n: int, seed: int = 0, track: Track = untracked) -> Score:
+def floor(reference: Reference, n: int, seed: int = 0, track: Track = untracked) -> Score | None:
     """What as many real test images score, or all if there are not so many: no model can be expected to do better.
 
-    To the test split itself it is as many training images whose distance is given.
-
-    Raises:
-        EvaluationError: If there are fewer than `LEAST` test images.
+    To the test split itself it is as many training images whose distance is given. None where there are fewer than
+    `LEAST` test images.
     """
+    if reference.test is None:
+        return None
     part = reference.test_part(n)
     test = reference.data.test
     scored = score(Sample(test.pixels[part], test.labels[part]), replace(reference, memory=None), seed, track)
     if (memory := reference.memory) is not None:
         scored.metrics.update(_memorized(memory, memory.pixels.test.at(part), memory.features.test.at(part)))
-    if reference.test is not None:
-        fake = reference.train_features[reference.train_part(n)]
-        scored.metrics["frechet_test"] = frechet_estimate(real=reference.test, fake=fake, seed=seed)
+    fake = reference.train_features[reference.train_part(n)]
+    scored.metrics["frechet_test"] = frechet_estimate(real=reference.test, fake=fake, seed=seed)
     return scored
 
 
