@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pocketdiff.cli.records import commit, hardware
 from pocketdiff.config import PRESETS
 from pocketdiff.data import load_data
-from pocketdiff.train import TrainState, draw_batch, train
+from pocketdiff.train import draw_batch, new_state, train
 
 
 def seconds(work: Callable[[], object], least: float = 1.0) -> float:
@@ -49,11 +49,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
     config, data = PRESETS[flags.preset].model_copy(update={"images": 10**9, "epochs": None}), load_data("mnist")
-    state = TrainState.new(config, data.info)
+    state = new_state(config, data.info)
 
-    batch = draw_batch(data.train, config, state.denoiser.null, 0, config.batch)
+    batch = draw_batch(data.train, config, state.net.null, 0, config.batch)
     with FlopCounterMode(display=False) as counter:
-        state.denoiser.loss(*batch).mean().backward()
+        state.net.loss(*batch).mean().backward()
     per_image = counter.get_total_flops() / config.batch
 
     steps = train(state, data.train, config)
@@ -64,7 +64,7 @@ def main() -> None:
     speed, top = statistics.median(speeds), statistics.median(peaks)
     machine = hardware(torch.device("cpu"))
     print(f"machine       {machine['cpu']}, {machine['threads']} threads, torch {torch.__version__}, commit {commit()}")
-    print(f"network       {sum(p.numel() for p in state.denoiser.parameters()):,} parameters")
+    print(f"network       {sum(p.numel() for p in state.net.parameters()):,} parameters")
     print(f"work          {per_image / 1e6:.0f} MFLOP an image, forward and backward")
     print(f"training      {speed:.0f} images/s ({min(speeds):.0f} to {max(speeds):.0f}), batch {config.batch}")
     print(f"              {speed * per_image / 1e9:.0f} GFLOP/s")

@@ -17,7 +17,7 @@ from pocketdiff.train import TrainingError, TrainState, train
 
 @pytest.fixture
 def state(tiny_run: RunConfig, tiny_data) -> TrainState:
-    state = TrainState.new(tiny_run.train, tiny_data.info)
+    state = new_state(tiny_run.train, tiny_data.info)
     steps = train(state, tiny_data.train, tiny_run.train)
     for _ in range(2):
         next(steps)

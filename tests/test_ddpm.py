@@ -18,7 +18,7 @@ from pocketdiff.guidance import guide
 from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.samplers import SAMPLERS
 from pocketdiff.schedule import DiscreteBeta, grid
-from pocketdiff.train import TrainState, draw_batch, train
+from pocketdiff.train import draw_batch, new_state, train
 
 T = 400
 CONFIG = PRESETS["ddpm"]
@@ -308,21 +308,21 @@ def test_the_preset_is_the_experiment(tiny_data) -> None:
     }  # fmt: skip
     assert {name: value for name, value in CONFIG.model_dump().items() if name in chosen} == chosen
     assert CONFIG.length(60_000) == 1_200_000
-    state = TrainState.new(SMALL, tiny_data.info)
+    state = new_state(SMALL, tiny_data.info)
     (adam,) = state.optimizers
     assert isinstance(adam, torch.optim.Adam)
     group = adam.param_groups[0]
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0)
-    assert len(group["params"]) == len(list(state.denoiser.parameters()))
+    assert len(group["params"]) == len(list(state.net.parameters()))
 
 
 def test_batches_end_with_the_epoch_and_the_rate_falls_by_the_epoch(tiny_data) -> None:
     config = SMALL.model_copy(update={"epochs": 4, "batch": 16})
-    state, rates, seen = TrainState.new(config, tiny_data.info), [], []
+    state, rates, seen = new_state(config, tiny_data.info), [], []
     for metrics in train(state, tiny_data.train, config):
         seen.append(metrics.seen)
         rates.append(state.optimizers[0].param_groups[0]["lr"])
-        for ours, other in zip(state.ema.state_dict().values(), state.denoiser.state_dict().values(), strict=True):
+        for ours, other in zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True):
             assert torch.equal(ours, other)  # no average of the weights
     assert seen == [end + 40 * epoch for epoch in range(4) for end in (16, 32, 40)]
     assert rates == pytest.approx([1e-4 * (1 - epoch / 4) for epoch in range(4) for _ in range(3)])
@@ -368,7 +368,7 @@ def test_a_small_setting_learns_forty_digits_by_heart(tiny_data) -> None:
     config = CONFIG.model_copy(
         update={"net": ContextUnetConfig(n_feat=16), "epochs": 100, "batch": 20, "adam_lr": 2e-3}
     )
-    state = TrainState.new(config, tiny_data.info)
-    losses = torch.stack([metrics.loss for metrics in train(state, tiny_data.train, config)])
+    state = new_state(config, tiny_data.info)
+    losses = torch.stack([metrics.losses["loss"] for metrics in train(state, tiny_data.train, config)])
     assert losses[0] > 0.9
     assert losses[-40:].mean() < 0.1

@@ -20,7 +20,7 @@ def model(tiny_data) -> DiffusionModel:
     from pocketdiff.nets.unet import UNetConfig
 
     config = TrainConfig(images=80, batch=8, net=UNetConfig(widths=(8, 16), blocks=1, embedding=16))
-    state = TrainState.new(config, tiny_data.info)
+    state = new_state(config, tiny_data.info)
     for _ in train(state, tiny_data.train, config):
         pass
     return DiffusionModel(state.ema, config, tiny_data.info)
@@ -94,7 +94,7 @@ def test_more_steps_than_levels_is_no_config() -> None:
 
 
 def test_a_network_that_is_not_finite_is_named_as_the_cause(model: DiffusionModel, tiny_data) -> None:
-    broken = DiffusionModel(TrainState.new(model.config, tiny_data.info).ema, model.config, model.info)
+    broken = DiffusionModel(new_state(model.config, tiny_data.info).ema, model.config, model.info)
     with torch.no_grad():
         next(broken.denoiser.parameters()).fill_(torch.nan)
         broken.denoiser.net.last[-1].bias.fill_(torch.nan)  # type: ignore[index]

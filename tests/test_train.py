@@ -8,13 +8,14 @@ from pocketdiff import checkpoint
 from pocketdiff.checkpoint import RunConfig
 from pocketdiff.config import PRESETS, TrainConfig
 from pocketdiff.data import Dataset
-from pocketdiff.train import Metrics, TrainingError, TrainState, draw_batch, train
+from pocketdiff.loop import Metrics, TrainingError, TrainState
+from pocketdiff.train import draw_batch, new_state, train
 
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     """All that a state holds."""
     return {
-        **{f"net.{name}": tensor for name, tensor in state.denoiser.state_dict().items()},
+        **{f"net.{name}": tensor for name, tensor in state.net.state_dict().items()},
         **{f"ema.{name}": tensor for name, tensor in state.ema.state_dict().items()},
         **{
             f"{number}.{index}.{key}": tensor
@@ -33,7 +34,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 
 def finished(config: TrainConfig, data: Dataset) -> tuple[TrainState, list[Metrics]]:
-    state = TrainState.new(config, data.info)
+    state = new_state(config, data.info)
     return state, list(train(state, data.train, config))
 
 
@@ -42,15 +43,15 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(stops, tiny_run: R
     """In mid-epoch (an epoch is 40 images, 5 steps), at its edge, twice in a row, before the last step."""
     config = tiny_run.train
     whole, metrics = finished(config, tiny_data)
-    state, resumed = TrainState.new(config, tiny_data.info), list[Metrics]()
+    state, resumed = new_state(config, tiny_data.info), list[Metrics]()
     for stop in (*stops, None):
         resumed += itertools.islice(train(state, tiny_data.train, config), stop and stop - state.step)
         path = checkpoint.save_checkpoint(tmp_path, state, tiny_run)
-        state = TrainState.new(config, tiny_data.info)
+        state = new_state(config, tiny_data.info)
         checkpoint.restore_checkpoint(path, state, tiny_run)
     assert_same(state, whole)
-    assert [(m.step, m.seen, m.epoch, m.loss.item(), m.lr) for m in resumed] == [
-        (m.step, m.seen, m.epoch, m.loss.item(), m.lr) for m in metrics
+    assert [(m.step, m.seen, m.epoch, m.losses["loss"].item(), m.lr) for m in resumed] == [
+        (m.step, m.seen, m.epoch, m.losses["loss"].item(), m.lr) for m in metrics
     ]
 
 
@@ -99,16 +100,16 @@ def test_noise_levels_follow_the_schedule(tiny_data) -> None:
 
 @pytest.mark.parametrize("field", ["loss", "gradient"])
 def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_step(field, tiny_config, tiny_data) -> None:
-    state = TrainState.new(tiny_config, tiny_data.info)
+    state = new_state(tiny_config, tiny_data.info)
     steps = train(state, tiny_data.train, tiny_config)
     for _ in range(3):
         next(steps)
     before = {name: tensor.clone() for name, tensor in tensors(state).items()}
     if field == "loss":
-        loss = state.denoiser.loss
-        state.denoiser.loss = lambda *batch: loss(*batch) * math.nan  # type: ignore[method-assign]
+        loss = state.net.loss
+        state.net.loss = lambda *batch: loss(*batch) * math.nan  # type: ignore[method-assign]
     else:
-        next(state.denoiser.parameters()).register_hook(lambda gradient: gradient * math.inf)
+        next(state.net.parameters()).register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(TrainingError, match=r"not finite at step 4, .* --muon-lr"):
         next(steps)
     assert state.step == 3
@@ -117,17 +118,17 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_step(field, tiny
 
 def test_leaving_the_loop_is_safe(tiny_config, tiny_data) -> None:
     """The EMA is up to date at every yield: after one step it is that step's weights."""
-    state = TrainState.new(tiny_config, tiny_data.info)
+    state = new_state(tiny_config, tiny_data.info)
     for _ in train(state, tiny_data.train, tiny_config):
         break
-    for ema, net in zip(state.ema.parameters(), state.denoiser.parameters(), strict=True):
+    for ema, net in zip(state.ema.parameters(), state.net.parameters(), strict=True):
         assert torch.equal(ema, net)
 
 
 def test_bf16_keeps_weights_in_fp32(tiny_config, tiny_data) -> None:
     state, metrics = finished(tiny_config.model_copy(update={"precision": "bf16"}), tiny_data)
-    assert {parameter.dtype for parameter in state.denoiser.parameters()} == {torch.float32}
-    assert metrics[-1].loss.isfinite()
+    assert {parameter.dtype for parameter in state.net.parameters()} == {torch.float32}
+    assert metrics[-1].losses["loss"].isfinite()
 
 
 def test_compile_goes_to_the_network_and_changes_no_name(tiny_config, tiny_data, monkeypatch) -> None:
@@ -137,16 +138,16 @@ def test_compile_goes_to_the_network_and_changes_no_name(tiny_config, tiny_data,
         compiled.append(module)
 
     monkeypatch.setattr(torch.nn.Module, "compile", note)
-    state = TrainState.new(tiny_config.model_copy(update={"compile": True}), tiny_data.info)
-    assert compiled == [state.denoiser.net]
-    assert state.denoiser.state_dict().keys() == state.ema.state_dict().keys()
+    state = new_state(tiny_config.model_copy(update={"compile": True}), tiny_data.info)
+    assert compiled == [state.net.net]
+    assert state.net.state_dict().keys() == state.ema.state_dict().keys()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_takes_a_step(preset, tiny_data) -> None:
     config = PRESETS[preset].model_copy(update={"images": 2, "epochs": None, "batch": 2, "compile": False})
     state, metrics = finished(config, tiny_data)
-    assert metrics[0].loss.isfinite()
+    assert metrics[0].losses["loss"].isfinite()
     assert all(parameter.isfinite().all() for parameter in state.ema.parameters())
 
 
@@ -156,7 +157,7 @@ def test_learns_forty_digits_by_heart(tiny_data) -> None:
     config = PRESETS["quick"].model_copy(update={"images": 6_400, "batch": 32})
     _, metrics = finished(config, tiny_data)
     first, last = (
-        torch.stack([m.loss for m in metrics[part]]).mean().item() for part in (slice(0, 5), slice(-20, None))
+        torch.stack([m.losses["loss"] for m in metrics[part]]).mean().item() for part in (slice(0, 5), slice(-20, None))
     )
     assert first > 0.9
     assert last < 0.3 * first

@@ -8,26 +8,27 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from pocketdiff.config import TrainConfig
+from pocketdiff.config import AnyConfig
 from pocketdiff.data import DataInfo
 from pocketdiff.errors import PocketdiffError
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.frozen import Frozen
-from pocketdiff.generate import DiffusionModel, build_denoiser
-from pocketdiff.train import TrainingError, TrainState
+from pocketdiff.generate import DiffusionModel, GanModel, ImageModel, build_model
+from pocketdiff.loop import TrainingError, TrainState
 
 MODEL_FILE = "model.safetensors"
 _MANIFEST = "manifest.json"
 _METADATA_KEY = "pocketdiff"
 _FORMAT = 2
+_KINDS = {config.model_fields["kind"].default for config in get_args(AnyConfig)}
 
 
 class CheckpointError(PocketdiffError):
@@ -37,7 +38,7 @@ class CheckpointError(PocketdiffError):
 class RunConfig(Frozen):
     """What lies in ``config.json`` and in a model's metadata: enough to rebuild everything."""
 
-    train: TrainConfig
+    train: AnyConfig
     data: DataInfo
 
     def to_json(self) -> str:
@@ -84,7 +85,7 @@ def read_run_config(run: Path) -> RunConfig | None:
 
 
 def save_checkpoint(
-    run: Path, state: TrainState, config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0
+    run: Path, state: TrainState[Any], config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0
 ) -> Path:
     """Writes a checkpoint, reads it back, and only then removes the ones before it.
 
@@ -96,7 +97,7 @@ def save_checkpoint(
         OSError: If it cannot be written; the checkpoints before are kept.
     """
     parts = {
-        "denoiser.safetensors": _contiguous(state.denoiser.state_dict()),
+        "net.safetensors": _contiguous(state.net.state_dict()),
         "ema.safetensors": _contiguous(state.ema.state_dict()),
         "optimizers.safetensors": _contiguous(_optimizer_tensors(state)),
     }
@@ -159,7 +160,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, list[str]] | None:
     return None
 
 
-def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Manifest:
+def restore_checkpoint(path: Path, state: TrainState[Any], config: RunConfig) -> Manifest:
     """Puts a checkpoint's weights, EMA, optimizers and position into a new state.
 
     Raises:
@@ -168,9 +169,9 @@ def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Mani
     manifest = verify_checkpoint(path)
     if differences := manifest.config.differences(config):
         raise CheckpointError(f"{path}: is of a run that differs in {', '.join(differences)}; take one of this run")
-    parameters = dict(state.denoiser.named_parameters())
+    parameters = dict(state.net.named_parameters())
     try:
-        state.denoiser.load_state_dict(safetensors.torch.load_file(path / "denoiser.safetensors"))
+        state.net.load_state_dict(safetensors.torch.load_file(path / "net.safetensors"))
         state.ema.load_state_dict(safetensors.torch.load_file(path / "ema.safetensors"))
         for slot, tensor in safetensors.torch.load_file(path / "optimizers.safetensors").items():
             number, name, key = slot.split("/")
@@ -183,18 +184,19 @@ def restore_checkpoint(path: Path, state: TrainState, config: RunConfig) -> Mani
     return manifest
 
 
-def save_model(path: Path, denoiser: nn.Module, config: RunConfig) -> None:
+def save_model(path: Path, model: ImageModel) -> None:
     """Writes a model file: the weights, with the config and the SHA-256 of both in one metadata key.
 
     Raises:
         TrainingError: If a weight is not finite.
     """
-    tensors = denoiser.state_dict()
+    tensors = model.net.state_dict()
     _check_finite(tensors)
-    write_tensors(path, tensors, {"format": _FORMAT, "kind": "diffusion", **config.model_dump(mode="json")})
+    config = RunConfig(train=model.config, data=model.info).model_dump(mode="json")
+    write_tensors(path, tensors, {"format": _FORMAT, "kind": model.config.kind, **config})
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel:
+def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel | GanModel:
     """A trained model, ready to draw: ``load("runs/laptop")([3, 1, 4], [0, 1, 2])``.
 
     Args:
@@ -215,19 +217,20 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
         raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
     tensors, about = read_tensors(path)
     version, kind = about.get("format"), about.get("kind")
-    if (version, kind) != (_FORMAT, "diffusion"):
+    if version != _FORMAT or kind not in _KINDS:
         raise CheckpointError(
             f"{path}: holds {kind!r} in format {version!r}, which this version does not read; use the one that wrote it"
         )
     try:
         config = RunConfig.model_validate({name: about[name] for name in about.keys() - {"format", "kind"}})
-        denoiser = build_denoiser(config.train, config.data)
-        denoiser.load_state_dict(tensors)
+        model = build_model(config.train, config.data)
+        model.net.load_state_dict(tensors)
     except (ValidationError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: its config is not of this version of pocketdiff; use the version that wrote it"
         ) from error
-    return DiffusionModel(denoiser.requires_grad_(False).to(device), config.train, config.data)
+    model.net.requires_grad_(False).to(device)
+    return model
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -263,9 +266,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+def _optimizer_tensors(state: TrainState[Any]) -> dict[str, Tensor]:
     """What the optimizers keep for each parameter, as ``optimizer/parameter/key``."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in state.denoiser.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.net.named_parameters()}
     return {
         f"{number}/{names[parameter]}/{key}": tensor
         for number, optimizer in enumerate(state.optimizers)

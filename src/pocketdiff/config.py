@@ -14,9 +14,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from pocketdiff.data import MAX_SIDE, MIN_SIDE
 from pocketdiff.denoiser import PARAMETERIZATIONS
 from pocketdiff.frozen import Frozen
-from pocketdiff.nets import NETS, Net
+from pocketdiff.nets import GANS, NETS, GanNet, Net
 from pocketdiff.nets.context_unet import ContextUnetConfig
+from pocketdiff.nets.gan import LOSSES, ConvGanConfig, MlpGanConfig
 from pocketdiff.nets.unet import UNetConfig
+from pocketdiff.optim import learning_rate
 from pocketdiff.samplers import SAMPLERS
 from pocketdiff.schedule import SCHEDULES, DiscreteBeta, Karras, LogNormal, Schedule, grid
 
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     SamplerName = str
     AnySchedule = Schedule
     AnyNet = Net
+    AnyGan = GanNet
+    LossName = str
 else:  # What a config may name is what the registries hold.
     ParameterizationName = Literal[tuple(PARAMETERIZATIONS)]
     SamplerName = Literal[tuple(SAMPLERS)]
     AnySchedule = Annotated[reduce(or_, SCHEDULES.values()), Field(discriminator="kind")]
     AnyNet = Annotated[reduce(or_, NETS.values()), Field(discriminator="kind")]
+    AnyGan = Annotated[reduce(or_, GANS.values()), Field(discriminator="kind")]
+    LossName = Literal[tuple(LOSSES)]
 
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 
@@ -71,8 +77,10 @@ class SamplingConfig(Frozen):
         return grid(schedule, int(schedule.levels if self.steps is None else self.steps))
 
 
-class TrainConfig(Frozen):
-    """One training run. The same config and data give the same model; on the same CPU bit for bit."""
+class CommonConfig(Frozen):
+    """What every run is told, whatever it trains. The same config and data give the same model; on the same CPU bit for
+    bit.
+    """
 
     data: str = "mnist"
     """Data set: mnist, or the path of a folder of IDX files, a folder of image folders, or an .npz file."""
@@ -86,6 +94,47 @@ class TrainConfig(Frozen):
     """Length of the run in passes over the data, in place of images; each pass then ends with a smaller batch."""
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
+    ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
+    """Power of the weights' moving average: step i of t counts as (i / t) ** ema; 0: plain mean; none: no average."""
+
+    log_every: int = Field(2_000, ge=1)
+    """Images between two lines of metrics.jsonl."""
+    checkpoint_every: int = Field(4_000, ge=1)
+    """Images between two checkpoints."""
+    pictures_every: int | None = Field(None, ge=1)
+    """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Images between two scores of the model as it stands; none: it is not scored. Each takes about as long as drawing
+    evaluate_images images."""
+    evaluate_images: int = Field(2_000, ge=1)
+    """How many images a score of the model is made of."""
+
+    either: ClassVar = ("images", "epochs")
+    """Fields of which one holds."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length_in_epochs(cls, given: Any) -> Any:
+        """Epochs take the place of the default number of images."""
+        if isinstance(given, dict) and given.get("epochs") is not None and "images" not in given:
+            return {**given, "images": None}
+        return given
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "CommonConfig":
+        if (self.images is None) == (self.epochs is None):
+            raise ValueError("the length is told in images or in epochs: give one of them, and not both")
+        return self
+
+    def length(self, n: int) -> int:
+        """How many images the run sees, repeats counted, of ``n`` that there are."""
+        return self.images if self.epochs is None else self.epochs * n  # type: ignore[return-value]
+
+
+class TrainConfig(CommonConfig):
+    """One training run of a diffusion model."""
+
+    kind: Literal["diffusion"] = "diffusion"
     black: float = Field(-1.0, ge=-1, le=0)
     """What a black pixel is in data units, where a white one is 1."""
 
@@ -112,19 +161,11 @@ class TrainConfig(Frozen):
     """Share of the run in which the learning rate rises; it falls to zero, linearly, in the rest."""
     lr_by_epoch: bool = False
     """Whether the learning rate changes only from one epoch to the next, instead of with every step."""
-    ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
-    """Power of the weights' moving average: step i of t counts as (i / t) ** ema; 0: plain mean; none: no average."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the network's matrix work in bfloat16; weights and optimizer stay in fp32."""
     compile: bool = False
     """Whether the network goes through torch.compile, which takes a minute before the first step."""
 
-    log_every: int = Field(2_000, ge=1)
-    """Images between two lines of metrics.jsonl."""
-    checkpoint_every: int = Field(4_000, ge=1)
-    """Images between two checkpoints."""
-    pictures_every: int | None = Field(None, ge=1)
-    """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
     gifs_every: int | None = Field(None, ge=1)
     """Epochs between two sets of GIFs; by default so many that a run has at most two. One set always ends it."""
     gif_steps: int | None = Field(30, ge=1, le=100_000)
@@ -133,40 +174,57 @@ class TrainConfig(Frozen):
     gif_stride: int | None = Field(None, ge=1)
     """Training's GIFs show the state after each step whose number, counted from the last, this divides, after the first
     and after the last seven; none: every state."""
-    evaluate_every: int | None = Field(None, ge=1)
-    """Images between two scores of the model as it stands; none: it is not scored. Each takes about as long as drawing
-    evaluate_images images."""
-    evaluate_images: int = Field(2_000, ge=1)
-    """How many images a score of the model is made of."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """The guidance strengths w = scale - 1 that pictures are drawn for."""
 
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""
 
-    either: ClassVar = ("images", "epochs")
-    """Fields of which one holds."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _length_in_epochs(cls, given: Any) -> Any:
-        """Epochs take the place of the default number of images."""
-        if isinstance(given, dict) and given.get("epochs") is not None and "images" not in given:
-            return {**given, "images": None}
-        return given
-
     @model_validator(mode="after")
     def _sound(self) -> "TrainConfig":
-        if (self.images is None) == (self.epochs is None):
-            raise ValueError("the length is told in images or in epochs: give one of them, and not both")
         if len({f"{w:g}" for w in self.guidance_strengths}) < len(self.guidance_strengths):
             raise ValueError("guidance_strengths that are equal to six digits would give pictures of one name")
         self.sampling.grid(self.schedule)
         return self
 
-    def length(self, n: int) -> int:
-        """How many images the run sees, repeats counted, of ``n`` that there are."""
-        return self.images if self.epochs is None else self.epochs * n  # type: ignore[return-value]
+    def learning_rate(self, seen: int, n: int) -> float:
+        """Share of the peak learning rates after ``seen`` images, of ``n`` that there are."""
+        done = seen - seen % n if self.lr_by_epoch else seen
+        return learning_rate(done / self.length(n), self.warmup)
+
+
+class GanConfig(CommonConfig):
+    """One training run of a GAN."""
+
+    kind: Literal["gan"] = "gan"
+
+    net: AnyGan = ConvGanConfig()
+    """Generator and discriminator."""
+    loss: LossName = "relativistic"
+    """What the two play for."""
+    gradient_penalty: float = Field(0.5, ge=0, allow_inf_nan=False)
+    """Weight of the squared gradient of the discriminator at real and at generated images; 0: none."""
+    penalty_every: int = Field(4, ge=1)
+    """Steps between two of these penalties, each then so many times as heavy."""
+
+    generator_lr: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    """Peak learning rate of the generator's Adam."""
+    discriminator_lr: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    """Peak learning rate of the discriminator's Adam."""
+    adam_beta1: float = Field(0.0, ge=0, lt=1)
+    """How much of Adam's mean of gradients stays at a step."""
+    adam_beta2: float = Field(0.99, ge=0, lt=1)
+    """How much of Adam's mean of squared gradients stays at a step."""
+    lr_decay: bool = True
+    """Whether the learning rates fall to zero, linearly, in the run."""
+
+    def learning_rate(self, seen: int, n: int) -> float:
+        """Share of the peak learning rates after ``seen`` images, of ``n`` that there are."""
+        return learning_rate(seen / self.length(n), 0.0) if self.lr_decay else 1.0
+
+
+AnyConfig = TrainConfig | GanConfig
+"""The config of a run, its ``kind`` told by its own class."""
 
 
 # Times are of two CPU cores; docs/results.md has the machine, the spread and the commands.
@@ -211,4 +269,26 @@ PRESETS: dict[str, TrainConfig] = {
         log_every=50_000,
         checkpoint_every=600_000,
     ),
+}
+
+GAN_PRESETS: dict[str, GanConfig] = {
+    # The plain GAN of the original experiment's comparison.
+    "gan": GanConfig(
+        epochs=20,
+        batch=256,
+        ema=None,
+        log_every=2_560,
+        checkpoint_every=60_000,
+        pictures_every=1,
+        net=MlpGanConfig(),
+        loss="nonsaturating",
+        gradient_penalty=0.0,
+        generator_lr=1e-4,
+        discriminator_lr=1e-4,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay=False,
+    ),
+    # A GAN of today, of the laptop network's size.
+    "gan-conditional": GanConfig(images=120_000, batch=32, pictures_every=1),
 }

@@ -7,11 +7,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pocketdiff.checkpoint import CheckpointError, RunConfig
+from pocketdiff.checkpoint import CheckpointError
 from pocketdiff.config import PRESETS, TrainConfig
 from pocketdiff.data import DataInfo
-from pocketdiff.denoiser import Denoiser
-from pocketdiff.generate import build_denoiser
+from pocketdiff.generate import DiffusionModel, build_denoiser
 from pocketdiff.nets.context_unet import SIDE, ContextUnetConfig
 from pocketdiff.schedule import DiscreteBeta
 
@@ -20,15 +19,15 @@ _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.in
 _REMEDY = "give what the script's torch.save(ddpm.state_dict(), ...) wrote"
 
 
-def import_ddpm(path: Path | str) -> tuple[Denoiser, RunConfig]:
+def import_ddpm(path: Path | str) -> DiffusionModel:
     """Reads a state dict of the DDPM-MNIST script, with any number of features, classes and steps.
 
     Args:
         path: What ``torch.save(ddpm.state_dict(), path)`` wrote.
 
     Returns:
-        The denoiser, on the CPU, and the config that goes with it, for `checkpoint.save_model`. The config's network,
-        schedule and sampling are the file's; of the training it says what the script does, and of the data nothing.
+        The model, on the CPU, for `checkpoint.save_model`. Its config's network, schedule and sampling are the file's;
+        of the training it says what the script does, and of the data nothing.
 
     Raises:
         CheckpointError: If it is no such file: one sentence with the first thing that is wrong.
@@ -58,16 +57,14 @@ def import_ddpm(path: Path | str) -> tuple[Denoiser, RunConfig]:
         if not torch.allclose(state[name].double(), table, rtol=rtol, atol=atol):
             raise CheckpointError(f"{path}: {name!r} is no table of the script's schedule, beta in a line; {_REMEDY}")
     preset = PRESETS["ddpm"].model_copy(update={"net": net, "schedule": schedule})
-    run = RunConfig(
-        train=TrainConfig.model_validate(preset.model_dump()),
-        data=DataInfo(
-            channels=channels, height=SIDE, width=SIDE, classes=tuple(str(label) for label in range(classes)),
-            ink=channels == 1, train_images=None, test_images=None, sha256=None,
-        ),
+    config = TrainConfig.model_validate(preset.model_dump())
+    info = DataInfo(
+        channels=channels, height=SIDE, width=SIDE, classes=tuple(str(label) for label in range(classes)),
+        ink=channels == 1, train_images=None, test_images=None, sha256=None,
     )  # fmt: skip
-    denoiser = build_denoiser(run.train, run.data)
+    denoiser = build_denoiser(config, info)
     denoiser.net.load_state_dict({name.removeprefix(_NET): state[name] for name in state if name.startswith(_NET)})
-    return denoiser.requires_grad_(False), run
+    return DiffusionModel(denoiser.requires_grad_(False), config, info)
 
 
 def _tables(schedule: DiscreteBeta) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from pocketdiff.config import SamplingConfig
 from pocketdiff.generate import DiffusionModel
 
 Pixels = UInt8[Tensor, "n c h w"]
@@ -68,14 +67,12 @@ def gif(frames: list[Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def denoising(
-    model: DiffusionModel, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig
-) -> Iterator[tuple[int, Pixels]]:
+def denoising(model: DiffusionModel, labels: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
     """The denoising as pictures, each with the steps that are left: pure noise, then the state after each step."""
-    sigmas = model.grid(sampling)
+    sigmas = model.grid()
     left = len(sigmas) - 1
     yield left, model.to_pixels(model.start(seeds, sigmas[0]), sigmas[0])
-    for step in model.steps(labels, seeds, sampling):
+    for step in model.steps(labels, seeds):
         left -= 1
         yield left, model.to_pixels(step.x, step.sigma)
 

@@ -34,7 +34,7 @@ class Stream(IntEnum):
     DROP = 5
     """Whether a training image loses its label, by images seen."""
     START = 6
-    """The noise that sampling starts from, by the image's seed."""
+    """The noise that an image is drawn from, by the image's seed."""
     BOOTSTRAP = 7
     """Which images a resample draws again."""
     JITTER = 8
@@ -43,6 +43,8 @@ class Stream(IntEnum):
     """Which of more images are scored, by what they are for."""
     CONTROL = 10
     """The noise and the shuffled labels of an evaluation's controls."""
+    LATENT = 11
+    """The noise that a GAN's training images are made of, by images seen."""
     STEP = 1 << 32
     """The noise that step k of sampling adds, as stream STEP + k, by the image's seed."""
 

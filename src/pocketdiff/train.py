@@ -1,8 +1,7 @@
-"""Training: a state, and a generator that takes one optimizer step at a time."""
+"""Training of a diffusion model: a generator that takes one optimizer step at a time."""
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,50 +12,20 @@ from pocketdiff import rng
 from pocketdiff.config import TrainConfig
 from pocketdiff.data import DataInfo, Images
 from pocketdiff.denoiser import Denoiser
-from pocketdiff.errors import PocketdiffError
 from pocketdiff.generate import build_denoiser
-from pocketdiff.optim import learning_rate, make_optimizers, take_step, update_ema
+from pocketdiff.loop import Losses, Metrics, TrainState, check_finite, walk
+from pocketdiff.optim import make_optimizers, take_step
+
+_ADVICE = "a lower --muon-lr and --adam-lr, or --precision fp32"
 
 
-class TrainingError(PocketdiffError):
-    """Training that cannot go on."""
-
-    status = 1
-
-
-@dataclass
-class TrainState:
-    """All that training changes. Every draw follows from the config's seed and ``seen``, so no generator is kept."""
-
-    denoiser: Denoiser
-    ema: Denoiser
-    optimizers: list[torch.optim.Optimizer]
-    step: int = 0
-    seen: int = 0
-
-    @classmethod
-    def new(cls, config: TrainConfig, info: DataInfo, device: torch.device | str = "cpu") -> "TrainState":
-        """The state before the first step."""
-        denoiser = build_denoiser(config, info).to(device)
-        ema = copy.deepcopy(denoiser).requires_grad_(False)
-        if config.compile:
-            denoiser.net.compile()
-        return cls(denoiser, ema, make_optimizers(denoiser.net, config.muon_lr, config.adam_lr, config.adam_beta2))
-
-
-class Metrics(NamedTuple):
-    """What a step reports."""
-
-    step: int
-    """Steps taken so far."""
-    seen: int
-    """Images seen so far, repeats counted."""
-    epoch: int
-    """Index of the epoch of the last image seen, from 0."""
-    loss: Float[Tensor, ""]
-    """The batch's mean loss, left on its device: the caller decides when to wait for it."""
-    lr: float
-    """Share of the peak learning rates at this step."""
+def new_state(config: TrainConfig, info: DataInfo, device: torch.device | str = "cpu") -> TrainState[Denoiser]:
+    """The state before the first step; its net is the denoiser."""
+    denoiser = build_denoiser(config, info).to(device)
+    ema = copy.deepcopy(denoiser).requires_grad_(False)
+    if config.compile:
+        denoiser.net.compile()
+    return TrainState(denoiser, ema, make_optimizers(denoiser.net, config.muon_lr, config.adam_lr, config.adam_beta2))
 
 
 class Batch(NamedTuple):
@@ -90,42 +59,30 @@ def batch_loss(denoiser: Denoiser, batch: Batch, config: TrainConfig) -> Float[T
         return denoiser.loss(*batch).mean()
 
 
-def train(state: TrainState, data: Images, config: TrainConfig) -> Iterator[Metrics]:
-    """Trains until the config's images or epochs are seen, from wherever the state stands.
-
-    Yields after the optimizer step and the EMA's update, so leaving the loop is always safe.
+def train(state: TrainState[Denoiser], data: Images, config: TrainConfig) -> Iterator[Metrics]:
+    """Trains a denoiser until the config's images or epochs are seen, from wherever the state stands.
 
     Args:
-        state: Changed in place.
+        state: Of `new_state`; changed in place.
         data: The training split, on the state's device.
         config: The run's config.
 
     Yields:
-        The step's metrics.
+        Each step's metrics, after the step and the EMA's update, so leaving the loop is always safe.
 
     Raises:
         TrainingError: If the loss or a gradient is not finite; the state is then as the last step left it.
     """
-    denoiser = state.denoiser.train()
+    denoiser = state.net.train()
     parameters = list(denoiser.parameters())
-    n, length = len(data), config.length(len(data))
-    while state.seen < length:
-        # In whole epochs a batch ends where its epoch does; else where the run does.
-        left = n - state.seen % n if config.epochs else length - state.seen
-        batch = draw_batch(data, config, denoiser.null, state.seen, min(config.batch, left))
-        loss = batch_loss(denoiser, batch, config)
+
+    def step(ahead: range, lr: float) -> Losses:
+        loss = batch_loss(denoiser, draw_batch(data, config, denoiser.null, ahead.start, len(ahead)), config)
         denoiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not (loss + norm).isfinite():
-            raise TrainingError(
-                f"the loss or a gradient is not finite at step {state.step + 1:,}, and the step was not taken; "
-                "try a lower --muon-lr and --adam-lr, or --precision fp32"
-            )
-        done = state.seen - state.seen % n if config.lr_by_epoch else state.seen
-        lr = learning_rate(done / length, config.warmup)
+        losses = {"loss": loss.detach()}
+        check_finite(losses, [p.grad for p in parameters if p.grad is not None], state.step, _ADVICE)
         take_step(state.optimizers, lr)
-        state.step += 1
-        state.seen += len(batch.label)
-        update_ema(state.ema, denoiser, state.step, config.ema)
-        yield Metrics(state.step, state.seen, (state.seen - 1) // n, loss.detach(), lr)
+        return losses
+
+    return walk(state, len(data), config, step)

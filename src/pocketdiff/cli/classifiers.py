@@ -7,7 +7,7 @@ import platformdirs
 
 from pocketdiff.cli.console import Bar, make_folder, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, apply
-from pocketdiff.config import TrainConfig
+from pocketdiff.config import CommonConfig, TrainConfig
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.evaluate.classifiers import (
     KINDS,
@@ -65,7 +65,7 @@ def add_data(parser: Parser, default: str) -> None:
     )  # fmt: skip
 
 
-def pick_data(flags: argparse.Namespace, config: TrainConfig) -> tuple[str, Dataset]:
+def pick_data(flags: argparse.Namespace, config: CommonConfig) -> tuple[str, Dataset]:
     """The name and the data set of the flags; where they say nothing, of a config."""
     names = {"data": "data", "size": "size", "split_seed": "seed"}
     given = {field: getattr(flags, name) for name, field in names.items() if hasattr(flags, name)}

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from pocketdiff import pictures
 from pocketdiff.checkpoint import MODEL_FILE, load
 from pocketdiff.cli.classifiers import add_data, pick_classifiers, pick_data
 from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, say, warn
-from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
+from pocketdiff.cli.flags import Parser, UsageError, add_config, apply, given
 from pocketdiff.cli.records import hardware, versions
 from pocketdiff.config import SamplingConfig, TrainConfig
-from pocketdiff.data import DataError, load_images
+from pocketdiff.data import DataError, Dataset, load_images
 from pocketdiff.evaluate.reference import LEAST, Reference
 from pocketdiff.evaluate.report import Evaluation, Sweep, Trial
 from pocketdiff.evaluate.score import (
@@ -34,7 +34,7 @@ from pocketdiff.evaluate.score import (
     train_on_synthetic,
 )
 from pocketdiff.files import write_file
-from pocketdiff.generate import DiffusionModel
+from pocketdiff.generate import DiffusionModel, GanModel, ImageModel
 
 DESCRIPTION = """Scores images against a data set: how near to real ones they are, how varied, whether they show what
 they should, and whether they are copies. TARGET is a finished run, a model file, an .npz file or a folder of images.
@@ -139,7 +139,29 @@ def _of_images(flags: argparse.Namespace) -> Evaluation:
 def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
     """The evaluation of images that a model draws, in one way or in many."""
     model = load(flags.target, pick_device(flags.device))
-    ways = _ways(flags, model)
+    models = _ways(flags, model)
+    source, data = data_of(flags, flags.target, model)
+    if flags.cas and not model.conditional:
+        raise UsageError(f"--cas: {flags.target} learned no labels, which a classifier must learn from its images")
+    if len(models) > 1 and (flags.controls or flags.cas):
+        raise UsageError("--controls and --cas: go with one way of sampling; leave them out of a sweep")
+    _make_room(flags)
+    classifiers = pick_classifiers(data)
+    with Work() as work:
+        reference = Reference.of(data, classifiers, memorization=len(models) == 1, track=work)
+        if len(models) > 1:
+            return _sweep(flags, models, reference, source, work)
+        sample, drawn = draw_sample(models[0], reference, flags.n, flags.seed, work)
+        return _evaluate(flags, sample, reference, {"data": source, **drawn}, work)
+
+
+def data_of(flags: argparse.Namespace, target: Path, model: ImageModel) -> tuple[str, Dataset]:
+    """The name and the data set that a model is to be scored against: of the flags, or else its own.
+
+    Raises:
+        DataError: If it cannot be read.
+        UsageError: If the model was not trained on it.
+    """
     try:
         source, data = pick_data(flags, model.config)
     except DataError as error:
@@ -150,24 +172,14 @@ def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
     alike = all(getattr(model.info, fact) == getattr(data.info, fact) for fact in facts)
     if not alike or model.info.sha256 not in {None, data.info.sha256}:
         raise UsageError(
-            f"{flags.target}: was not trained on these data; name the right ones with --data, --size and --split-seed"
+            f"{target}: was not trained on these data; name the right ones with --data, --size and --split-seed"
         )
-    if len(ways) > 1 and (flags.controls or flags.cas):
-        raise UsageError("--controls and --cas: go with one way of sampling; leave them out of a sweep")
-    _make_room(flags)
-    classifiers = pick_classifiers(data)
-    with Work() as work:
-        reference = Reference.of(data, classifiers, memorization=len(ways) == 1, track=work)
-        if len(ways) > 1:
-            return _sweep(flags, model, ways, reference, source, work)
-        sample, drawn = _draw(flags, model, ways[0], reference, work)
-        return _evaluate(flags, sample, reference, {"data": source, **drawn}, work)
+    return source, data
 
 
 def _sampling(flags: argparse.Namespace) -> dict[str, Any]:
     """The flags that say how to sample, but for the lists."""
-    fields = SamplingConfig.model_fields.keys() - {"steps"}
-    return {name: value for name, value in vars(flags).items() if name.partition(".")[0] in fields}
+    return {path: value for path, value in given(flags, SamplingConfig).items() if path not in LISTS}
 
 
 def _lists(flags: argparse.Namespace) -> dict[str, list[str]]:
@@ -175,10 +187,14 @@ def _lists(flags: argparse.Namespace) -> dict[str, list[str]]:
     return {name: getattr(flags, name).split(",") for name in LISTS if hasattr(flags, name)}
 
 
-def _ways(flags: argparse.Namespace, model: DiffusionModel) -> list[SamplingConfig]:
-    """Every way of sampling that is asked for, once."""
-    given, lists = _sampling(flags), _lists(flags)
-    if twice := [name for name in lists if LISTS[name] in given]:
+def _ways(flags: argparse.Namespace, model: DiffusionModel | GanModel) -> Sequence[DiffusionModel | GanModel]:
+    """The model in every way of sampling that is asked for, each once."""
+    named, lists = _sampling(flags), _lists(flags)
+    if isinstance(model, GanModel):
+        if asked := [*lists, *named]:
+            raise UsageError(f"--{asked[0]}: goes with a diffusion model, and {flags.target} is a GAN")
+        return [model]
+    if twice := [name for name in lists if LISTS[name] in named]:
         raise UsageError(f"--{LISTS[twice[0]]} and --{twice[0]}: say the same; give one of them")
     for name, values in lists.items():  # One by one, so that an error names its list.
         for value in values:
@@ -189,18 +205,18 @@ def _ways(flags: argparse.Namespace, model: DiffusionModel) -> list[SamplingConf
                 raise UsageError(f"--{name} {getattr(flags, name)}: {value!r}: {fault}") from error
     fields = [LISTS[name] for name in lists]
     ways = [
-        apply(model.config.sampling, argparse.Namespace(**given, **dict(zip(fields, values, strict=True))))
+        apply(model.sampling, argparse.Namespace(**named, **dict(zip(fields, values, strict=True))))
         for values in product(*lists.values())
     ]
-    for way in ways:
-        model.grid(way)
-    return list(dict.fromkeys(ways))
+    models = [model.with_sampling(way) for way in dict.fromkeys(ways)]
+    for way in models:
+        way.grid()  # There must be so many levels.
+    return models
 
 
 def _sweep(
     flags: argparse.Namespace,
-    model: DiffusionModel,
-    ways: list[SamplingConfig],
+    models: Sequence[DiffusionModel | GanModel],
     reference: Reference,
     source: str,
     work: Work,
@@ -209,45 +225,37 @@ def _sweep(
     labels = torch.tensor(labels_like(reference.data.train.labels, flags.n))
     firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()[:SHOWN]]
     trials = []
-    for number, way in enumerate(ways, 1):
-        sample, drawn = _draw(flags, model, way, reference, work, f"{number} of {len(ways)}, ")
-        trial = Trial(way, drawn, score(sample, reference, flags.seed, work).metrics, sample.pixels[firsts])
+    for number, model in enumerate(models, 1):
+        sample, drawn = draw_sample(model, reference, flags.n, flags.seed, work, f"{number} of {len(models)}, ")
+        trial = Trial(drawn, score(sample, reference, flags.seed, work).metrics, sample.pixels[firsts])
         trials.append(trial)
         say(trial.line())
     real = floor(reference, flags.n, flags.seed, work)
-    return Sweep(reference, trials, real, _frame(flags, reference, flags.n, {"data": source}))
+    return Sweep(reference, trials, real, frame(flags, flags.target, reference, flags.n, {"data": source}))
 
 
-def _draw(
-    flags: argparse.Namespace,
-    model: DiffusionModel,
-    sampling: SamplingConfig,
-    reference: Reference,
-    work: Work,
-    which: str = "",
+def draw_sample(
+    model: DiffusionModel | GanModel, reference: Reference, n: int, seed: int, work: Work, which: str = ""
 ) -> tuple[Sample, dict[str, Any]]:
     """Images of a model, with each class as frequent as in the training split; and what is to be said of them."""
-    asked = 0
-
-    def count(_net: object, inputs: tuple[torch.Tensor, ...]) -> None:
-        nonlocal asked
-        asked += len(inputs[0])
-
     began = time.perf_counter()
-    hook = model.denoiser.net.register_forward_pre_hook(count)
-    try:
-        sample = draw(model, reference, flags.n, flags.seed, sampling, lambda what, *rest: work(which + what, *rest))
-    finally:
-        hook.remove()
+    sample = draw(model, reference, n, seed, lambda what, *rest: work(which + what, *rest))
+    seconds = time.perf_counter() - began
     if fault := pictures.health(sample.pixels):
         warn(fault)
+    way = {}
+    if isinstance(model, DiffusionModel):
+        sampling = model.sampling
+        way = {
+            "sampler": sampling.sampler,
+            "steps": len(model.grid()) - 1,
+            "scale": sampling.scale,
+            "schedule": (sampling.schedule or model.config.schedule).model_dump(mode="json"),
+        }
     drawn = {
-        "sampler": sampling.sampler,
-        "steps": len(model.grid(sampling)) - 1,
-        "scale": sampling.scale,
-        "schedule": (sampling.schedule or model.config.schedule).model_dump(mode="json"),
-        "network_evaluations": asked / flags.n,
-        "drawing_seconds": time.perf_counter() - began,
+        **way,
+        "network_evaluations": model.evaluations(),
+        "drawing_seconds": seconds,
         "drawn_on": str(model.device),
     }
     return sample, drawn
@@ -264,14 +272,16 @@ def _evaluate(
     others = {name: score(control, reference, flags.seed, work) for name, control in made.items()}
     if flags.cas:
         scored.metrics.update(train_on_synthetic(sample, reference.data, flags.seed, work))
-    return Evaluation(sample, reference, scored, real, others, _frame(flags, reference, n, about))
+    return Evaluation(sample, reference, scored, real, others, frame(flags, flags.target, reference, n, about))
 
 
-def _frame(flags: argparse.Namespace, reference: Reference, n: int, about: Mapping[str, Any]) -> dict[str, Any]:
+def frame(
+    flags: argparse.Namespace, target: Path, reference: Reference, n: int, about: Mapping[str, Any]
+) -> dict[str, Any]:
     """What every figure must name: with the same frame it can be made again."""
     info, nets = reference.data.info, reference.classifiers
     return {
-        "target": os.fsencode(flags.target).decode(errors="replace"),
+        "target": os.fsencode(target).decode(errors="replace"),
         "n": n,
         "seed": flags.seed,
         **about,

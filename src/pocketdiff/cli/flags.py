@@ -91,6 +91,11 @@ def add_config(
             )
 
 
+def given(namespace: argparse.Namespace, config: type[BaseModel]) -> dict[str, Any]:
+    """The flags of a config that were given, by their fields' paths."""
+    return {path: value for path, value in vars(namespace).items() if path.partition(".")[0] in config.model_fields}
+
+
 def apply(config: Config, namespace: argparse.Namespace) -> Config:
     """The config with the flags that were given.
 

@@ -3,13 +3,14 @@
 import copy
 import time
 from collections.abc import Callable
+from typing import Any
 
-from pocketdiff.config import TrainConfig
+from pocketdiff.config import AnyConfig
 from pocketdiff.data import Images
-from pocketdiff.denoiser import Denoiser
-from pocketdiff.generate import DiffusionModel
+from pocketdiff.generate import DiffusionModel, ImageModel
 from pocketdiff.guidance import guide
-from pocketdiff.train import batch_loss, draw_batch
+from pocketdiff.loop import TrainState
+from pocketdiff.methods import METHODS
 
 _FEW = 16
 """Images in the first measurement, which says how many the second can have."""
@@ -17,22 +18,26 @@ _SECONDS = 10.0
 """The longest that the second one may take."""
 
 
-def seconds_to_train(denoiser: Denoiser, data: Images, config: TrainConfig) -> float:
-    """Time that training takes for an image, the optimizer's own left out; on a copy, so that nothing changes."""
-    trained = copy.deepcopy(denoiser).train()
+def seconds_to_train(state: TrainState[Any], data: Images, config: AnyConfig) -> float:
+    """Time that training takes for an image, in a step of a copy, so that nothing changes."""
 
     def work(count: int) -> None:
-        batch_loss(trained, draw_batch(data, config, denoiser.null, 0, count), config).backward()
+        trained = copy.deepcopy(state)
+        trained.seen = 0
+        next(METHODS[config.kind].train(trained, data, config.model_copy(update={"batch": count})))
 
     return _seconds_each(work, min(config.batch, len(data) if config.epochs else config.length(len(data))))
 
 
-def seconds_to_denoise(model: DiffusionModel, count: int) -> float:
-    """Time that one look at an image takes, among ``count`` of them."""
+def seconds_to_ask(model: ImageModel, count: int) -> float:
+    """Time that one question to the network about an image takes, among ``count`` of them."""
 
     def work(count: int) -> None:
-        x = model.start(range(count), 1.0)
-        guide(model.denoiser.eval(), x.new_zeros(count).long())(x, 1.0)
+        if isinstance(model, DiffusionModel):
+            x = model.start(range(count), 1.0)
+            guide(model.denoiser.eval(), x.new_zeros(count).long())(x, 1.0)
+        else:
+            model.generate([0 if model.conditional else model.null] * count, range(count))
 
     return _seconds_each(work, count)
 

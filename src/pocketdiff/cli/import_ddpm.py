@@ -29,11 +29,10 @@ def main(arguments: list[str]) -> int:
     if flags.out.suffix != ".safetensors":
         raise UsageError(f"--out {flags.out}: must end in .safetensors")
     check_free(flags.out, flags.overwrite)
-    denoiser, run = import_ddpm(flags.file)
+    model = import_ddpm(flags.file)
     make_folder(flags.out.parent)
-    save_model(flags.out, denoiser, run)
-    schedule, classes = run.train.schedule, len(run.data.classes)
-    weights = sum(weight.numel() for weight in denoiser.parameters())
-    say(f"wrote {flags.out}: {weights:,} weights, {classes} classes, {int(schedule.levels)} steps, all checked")
+    save_model(flags.out, model)
+    weights, steps = sum(weight.numel() for weight in model.net.parameters()), int(model.config.schedule.levels)
+    say(f"wrote {flags.out}: {weights:,} weights, {len(model.classes)} classes, {steps} steps, all checked")
     say(f"now draw: pocketdiff sample {flags.out}")
     return 0

@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
         say("trained on  unknown images: what the config says of training is what the original script does")
     else:
         say(f"trained on  {info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}")
-    say(f"weights     {sum(weight.numel() for weight in model.denoiser.parameters()):,}")
+    if not model.conditional:
+        say("labels      none: it draws without")
+    say(f"weights     {sum(weight.numel() for weight in model.net.parameters()):,}")
     say(f"config      {model.config.model_dump_json(indent=2)}")
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pocketdiff.files import write_file
-from pocketdiff.train import Metrics, TrainState
+from pocketdiff.loop import Metrics, TrainState
 
 _SMOOTHING = 0.95
 """How much of the shown loss stays at a step."""
@@ -29,8 +29,8 @@ class MetricsLog:
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
         self.note = ""
-        """The loss as a moving average and the speed of the interval so far, for a progress bar."""
-        self._shown: float | None = None
+        """The losses as moving averages and the speed of the interval so far, for a progress bar."""
+        self._shown: dict[str, float] = {}
         self._begin(0, 0.0)
 
     def resume(self, step: int, seen: int, seconds: float) -> None:
@@ -42,15 +42,18 @@ class MetricsLog:
 
     def add(self, metrics: Metrics, seconds: float, last: bool) -> None:
         """Takes a step's metrics, the time spent on training so far, and whether this step is the last."""
-        loss = float(metrics.loss)
-        self._shown = loss if self._shown is None else _SMOOTHING * self._shown + (1 - _SMOOTHING) * loss
-        self._loss += loss
+        losses = {name: float(loss) for name, loss in metrics.losses.items()}
+        for name, loss in losses.items():
+            self._shown[name] = _SMOOTHING * self._shown.get(name, loss) + (1 - _SMOOTHING) * loss
+            self._sums[name] = self._sums.get(name, 0.0) + loss
         self._steps += 1
         speed = (metrics.seen - self._seen) / max(seconds - self._seconds, 1e-9)
-        self.note = f"loss {self._shown:.4f}, {speed:.0f} img/s"
+        shown = (f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in self._shown.items())
+        self.note = f"{', '.join(shown)}, {speed:.0f} img/s"
         if last or metrics.seen - self._seen >= self.every:
             line = {
-                "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch, "loss": self._loss / self._steps,
+                "step": metrics.step, "seen": metrics.seen, "epoch": metrics.epoch,
+                **{name: total / self._steps for name, total in self._sums.items()},
                 "lr": metrics.lr, "images_per_second": speed, "seconds": seconds,
             }  # fmt: skip
             with self.path.open("a") as file:
@@ -69,7 +72,8 @@ class MetricsLog:
 
     def _begin(self, seen: int, seconds: float) -> None:
         self._seen, self._seconds = seen, seconds
-        self._loss, self._steps = 0.0, 0
+        self._sums: dict[str, float] = {}
+        self._steps = 0
 
 
 def _step(line: str) -> float:
@@ -80,9 +84,9 @@ def _step(line: str) -> float:
         return math.inf
 
 
-def summarize(state: TrainState, training_seconds: float, other_seconds: float) -> dict[str, object]:
+def summarize(state: TrainState[Any], training_seconds: float, other_seconds: float) -> dict[str, object]:
     """What a finished run took, and on what."""
-    weights = list(state.denoiser.parameters())
+    weights = list(state.net.parameters())
     return {
         "steps": state.step,
         "images_seen": state.seen,

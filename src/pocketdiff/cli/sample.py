@@ -1,8 +1,10 @@
 """``pocketdiff sample``: images from a trained model, as a grid, an animation, arrays or a folder of files."""
 
+import argparse
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +13,10 @@ from PIL import Image
 from pocketdiff import pictures
 from pocketdiff.checkpoint import load
 from pocketdiff.cli.console import Bar, check_free, make_folder, pick_device, say, warn
-from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
+from pocketdiff.cli.flags import Parser, UsageError, add_config, apply, given
 from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
-from pocketdiff.generate import CHUNK, DiffusionModel
+from pocketdiff.generate import CHUNK, DiffusionModel, GanModel
 
 ZOOM = 2
 """How much grids and GIFs are enlarged."""
@@ -60,19 +62,41 @@ def main(arguments: list[str]) -> int:
     check_free(flags.out, flags.overwrite)
 
     model = load(flags.model, pick_device(flags.device))
-    sampling = apply(model.config.sampling, flags)
+    if isinstance(model, DiffusionModel):
+        model = model.with_sampling(apply(model.sampling, flags))
+    else:
+        _check_gan(flags, model)
     row = list(range(len(model.classes))) if flags.labels is None else parse_labels(flags.labels, model.classes)
     if not 0 <= flags.seed < 2**63 - len(row) * per_label:
         raise UsageError(f"--seed {flags.seed}: must be from 0 to 2^63, less the number of images")
+    how = _way(model)
     make_folder(flags.out.parent)
-    steps = len(model.grid(sampling)) - 1
-    job = Job(model, row * per_label, flags.seed, len(row), sampling)
+    if not model.conditional:
+        warn(f"{flags.model} learned no labels: what its images show is up to chance")
+    job = Job(model, row * per_label, flags.seed, len(row))
     WRITERS[flags.out.suffix](job, flags.out)
-    say(
-        f"wrote {flags.out}: {len(job.labels):,} images, {sampling.sampler}, {steps} steps, "
-        f"scale {sampling.scale:g} (w = {sampling.scale - 1:g}), seeds {job.seeds[0]} to {job.seeds[-1]}"
-    )
+    say(f"wrote {flags.out}: {len(job.labels):,} images, {how}, seeds {job.seeds[0]} to {job.seeds[-1]}")
     return 0
+
+
+def _way(model: DiffusionModel | GanModel) -> str:
+    """How a model draws, in words."""
+    if isinstance(model, GanModel):
+        return "by a GAN, 1 step"
+    way = model.sampling
+    return f"{way.sampler}, {len(model.grid()) - 1} steps, scale {way.scale:g} (w = {way.scale - 1:g})"
+
+
+def _check_gan(flags: argparse.Namespace, model: GanModel) -> None:
+    """Sees that nothing is asked of a GAN which it cannot do.
+
+    Raises:
+        UsageError: If something is.
+    """
+    if sampling := given(flags, SamplingConfig):
+        raise UsageError(f"--{next(iter(sampling))}: goes with a diffusion model, and {flags.model} is a GAN")
+    if flags.labels is not None and not model.conditional:
+        raise UsageError(f"--labels {flags.labels}: {flags.model} learned no labels; leave them out")
 
 
 def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
@@ -110,8 +134,9 @@ def _find(word: str, classes: tuple[str, ...]) -> int | None:
 class Job:
     """What is to be drawn, in batches of bounded memory."""
 
-    def __init__(self, model: DiffusionModel, labels: list[int], seed: int, row: int, sampling: SamplingConfig) -> None:
-        self.model, self.labels, self.sampling = model, labels, sampling
+    def __init__(self, model: DiffusionModel | GanModel, labels: list[int], seed: int, row: int) -> None:
+        self.model = model
+        self.labels = labels if model.conditional else [model.null] * len(labels)
         self.seeds = list(range(seed, seed + len(labels)))
         self.columns = row if row <= 40 else 40
         self.ink = model.info.ink
@@ -120,7 +145,7 @@ class Job:
         """All images (n, c, h, w), with a word on their health."""
         with Bar("drawing", len(self.labels)) as bar:
             chunks = []
-            for chunk in self.model.chunks(self.labels, self.seeds, self.sampling):
+            for chunk in self.model.chunks(self.labels, self.seeds):
                 chunks.append(chunk)
                 bar.update(bar.done + len(chunk))
         images = torch.cat(chunks)
@@ -134,12 +159,14 @@ def _write_png(job: Job, out: Path) -> None:
 
 
 def _write_gif(job: Job, out: Path) -> None:
+    if not isinstance(job.model, DiffusionModel):
+        raise UsageError(f"--out {out}: a GIF shows the denoising, and this model is a GAN; take a .png")
     if len(job.labels) > CHUNK:
         raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
-    steps, frames = len(job.model.grid(job.sampling)) - 1, []
+    steps, frames = len(job.model.grid()) - 1, []
     stride = steps // FRAMES if steps > 2 * FRAMES else None
     with Bar("denoising", steps) as bar:
-        for left, pixels in pictures.denoising(job.model, job.labels, job.seeds, job.sampling):
+        for left, pixels in pictures.denoising(job.model, job.labels, job.seeds):
             bar.update(steps - left)
             if pictures.is_frame(left, steps, stride):
                 frames.append(pixels)
@@ -149,17 +176,18 @@ def _write_gif(job: Job, out: Path) -> None:
 
 
 def _write_npz(job: Job, out: Path) -> None:
+    arrays: dict[str, Any] = {"images": _arrays(job.images()), "seeds": np.array(job.seeds, np.int64)}
+    if job.model.conditional:
+        arrays["labels"] = np.array(job.labels, np.int64)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, images=_arrays(job.images()), labels=np.array(job.labels, np.int64), seeds=np.array(job.seeds, np.int64)
-    )
+    np.savez_compressed(buffer, **arrays)
     write_file(out, buffer.getvalue())
 
 
 def _write_folder(job: Job, out: Path) -> None:
     with new_folder(out) as folder:
         for image, label, seed in zip(_arrays(job.images()), job.labels, job.seeds, strict=True):
-            place = folder / job.model.classes[label]
+            place = folder / job.model.classes[label] if job.model.conditional else folder
             place.mkdir(exist_ok=True)
             Image.fromarray(image).save(place / f"{seed:06d}.png")
 

@@ -9,14 +9,14 @@ from pocketdiff.cli.classifiers import check_data, pick_classifiers
 from pocketdiff.cli.console import Work, warn
 from pocketdiff.cli.flags import UsageError
 from pocketdiff.cli.records import MetricsLog
-from pocketdiff.config import TrainConfig
+from pocketdiff.config import CommonConfig
 from pocketdiff.data import Dataset
 from pocketdiff.evaluate.distances import EvaluationError
 from pocketdiff.evaluate.reference import LEAST, Reference
 from pocketdiff.evaluate.report import NAMES
 from pocketdiff.evaluate.score import Score, draw, floor, score
 from pocketdiff.files import write_file
-from pocketdiff.generate import DiffusionModel, SamplingError
+from pocketdiff.generate import ImageModel, SamplingError
 
 PLOTTED = ("frechet_train", "accuracy", "recall")
 
@@ -30,7 +30,7 @@ class Scoring:
         log: Where the scores go. A step whose score is there is not scored again.
     """
 
-    def __init__(self, data: Dataset, model: DiffusionModel, log: MetricsLog) -> None:
+    def __init__(self, data: Dataset, model: ImageModel, log: MetricsLog) -> None:
         self.model, self.log = model, log
         self.every, self.n = model.config.evaluate_every, model.config.evaluate_images
         self.length = model.config.length(len(data.train))
@@ -50,9 +50,7 @@ class Scoring:
         """How many images the network has still to be asked about, when ``seen`` images are seen."""
         if self.every is None:
             return 0
-        times = -(-self.length // self.every) - seen // self.every
-        sampling = self.model.config.sampling
-        return times * self.n * (1 if sampling.scale == 1 else 2) * (len(self.model.grid()) - 1)
+        return (-(-self.length // self.every) - seen // self.every) * self.n * self.model.evaluations()
 
     def score(self, step: int, seen: int, note: Callable[[str], None]) -> None:
         """Draws images, scores them and writes the score down, telling of the progress."""
@@ -63,9 +61,7 @@ class Scoring:
             note(f"scoring: {what}, {done:,} of {total:,}")
 
         try:
-            figures: dict[str, Any] = _values(
-                score(draw(self.model, self.reference, self.n, 0, track=track), self.reference)
-            )
+            figures: dict[str, Any] = _values(score(draw(self.model, self.reference, self.n, 0, track), self.reference))
         except (EvaluationError, SamplingError) as error:  # An early model may draw what no score can be made of.
             warn(f"no score at {seen:,} images: {error}")
             figures = {"fault": str(error)}
@@ -83,7 +79,7 @@ class Scoring:
         return [path]
 
 
-def check_scoring(config: TrainConfig, data: Dataset) -> None:
+def check_scoring(config: CommonConfig, data: Dataset) -> None:
     """Sees, before a run begins, that it can be scored as it asks to be.
 
     Raises:

@@ -13,15 +13,15 @@ from pocketdiff import checkpoint
 from pocketdiff.checkpoint import MODEL_FILE, CheckpointError, RunConfig
 from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, locked, make_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply
-from pocketdiff.cli.forecast import seconds_to_denoise, seconds_to_train
+from pocketdiff.cli.forecast import seconds_to_ask, seconds_to_train
 from pocketdiff.cli.gallery import Due, Gallery
 from pocketdiff.cli.records import MetricsLog, summarize
 from pocketdiff.cli.scoring import Scoring, check_scoring
-from pocketdiff.config import PRESETS
+from pocketdiff.config import GAN_PRESETS, PRESETS, AnyConfig
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.files import remove_leftovers, write_file
-from pocketdiff.generate import DiffusionModel
-from pocketdiff.train import Metrics, TrainState, train
+from pocketdiff.loop import Metrics
+from pocketdiff.methods import METHODS
 
 DESCRIPTION = """Trains a model and leaves everything about the run in one folder: config.json, metrics.jsonl, pictures,
 checkpoints, model.safetensors and summary.json. The same command again goes on with an unfinished run."""
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   pocketdiff train --preset quick --seed 1 --out runs/a
   pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images a class
   pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
+  pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
   pocketdiff train --preset ddpm                        the original experiment, a day or more; small, two minutes:
   pocketdiff train --preset ddpm --out runs/small --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 \\
       --batch 128 --adam-lr 2e-3
@@ -38,6 +39,7 @@ EXAMPLES = """examples:
 
 Note = Callable[[str], None]
 """Takes a few words on what is being done."""
+ALL_PRESETS: dict[str, AnyConfig] = {**PRESETS, **GAN_PRESETS}
 LONG = 3600.0
 """Seconds from which on a run is announced as long."""
 
@@ -45,7 +47,7 @@ LONG = 3600.0
 def main(arguments: list[str]) -> int:
     """Parses the flags, trains, and returns the exit status."""
     flags, preset, device = _parse(arguments)
-    config = apply(PRESETS[preset], flags)
+    config = apply(ALL_PRESETS[preset], flags)
     data = load_data(config.data, config.size, config.seed)
     check_scoring(config, data)
     name = preset if config.data == "mnist" else f"{preset}-{Path(config.data).stem}"
@@ -68,11 +70,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]
     early = first.parse_known_args(arguments)[0]
     device = pick_device(early.device or "auto")
     preset = early.preset or ("gpu" if device.type == "cuda" else "laptop")
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: there is no such preset; there are {', '.join(PRESETS)}")
+    if preset not in ALL_PRESETS:
+        raise UsageError(f"--preset {preset}: there is no such preset; there are {', '.join(ALL_PRESETS)}")
     parser = Parser("pocketdiff train", "[flags]", DESCRIPTION, EXAMPLES)
     option = parser.add_argument_group("run").add_argument
-    option("--preset", metavar=f"{{{','.join(PRESETS)}}}", help=f"where all settings begin (default: {preset})")
+    option("--preset", metavar=f"{{{','.join(ALL_PRESETS)}}}", help=f"where all settings begin (default: {preset})")
     option("--out", metavar="FOLDER", help="the run's folder (default: runs/PRESET, or runs/PRESET-DATA)")
     option(
         "--resume", metavar="{auto,never,CHECKPOINT}", default="auto",
@@ -80,7 +82,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, str, torch.device]
         "(default: auto)",
     )  # fmt: skip
     option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
-    add_config(parser, PRESETS[preset])
+    add_config(parser, ALL_PRESETS[preset])
     return parser.parse(arguments), preset, device
 
 
@@ -110,10 +112,11 @@ class _Run:
         self.resume = resume
         self.out, self.run_config, self.config, self.data = out, run_config, run_config.train, data
         self.length = self.config.length(len(data.train))
-        self.state = TrainState.new(self.config, data.info, device)
-        self.model = DiffusionModel(self.state.ema, self.config, data.info)
+        self.method = METHODS[self.config.kind]
+        self.state = self.method.new_state(self.config, data.info, device)
+        self.model = self.method.model(self.state.ema, self.config, data.info)
         self.gallery = Gallery(out / "pictures", self.model, data.train)
-        self.weights = sum(weight.numel() for weight in self.state.denoiser.parameters())
+        self.weights = sum(weight.numel() for weight in self.state.net.parameters())
         self.training_seconds = self.trained_before = self.other_before = 0.0
         self.began = time.perf_counter()
         self.log = MetricsLog(out / "metrics.jsonl", self.config.log_every)
@@ -157,8 +160,8 @@ class _Run:
         """Says how long a run will take, where that is long: measured on a few images, before anything is changed."""
         left = self.length - self.state.seen
         asked = self.gallery.work(self.state.seen) + self.scoring.work(self.state.seen)
-        training = left * seconds_to_train(self.state.denoiser, self.data.train, self.config)
-        drawing = asked * seconds_to_denoise(self.model, len(self.gallery.labels))
+        training = left * seconds_to_train(self.state, self.data.train, self.config)
+        drawing = asked * seconds_to_ask(self.model, len(self.gallery.labels))
         if training + drawing >= LONG:
             total, *parts = (f"{seconds / 3600:.1f}" for seconds in (training + drawing, training, drawing))
             warn(
@@ -176,7 +179,7 @@ class _Run:
         with Bar("training", self.length, seen) as bar:
             if not self._look(owed, bar, stop):
                 return False
-            for metrics in self._timed(train(self.state, images.to(self.model.device), self.config)):
+            for metrics in self._timed(self.method.train(self.state, images.to(self.model.device), self.config)):
                 self.log.add(metrics, self.training_seconds, metrics.seen == self.length)
                 bar.update(metrics.seen, self.log.note)
                 due = self._due(seen, metrics.seen)
@@ -230,7 +233,7 @@ class _Run:
     def _finish(self) -> None:
         """The model file, and the summary, which marks the run as finished."""
         model = self.out / MODEL_FILE
-        checkpoint.save_model(model, self.state.ema, self.run_config)
+        checkpoint.save_model(model, self.model)
         drawn = [*self.drawn, *self.scoring.plot(self.gallery.folder)]
         summary = self.out / "summary.json"
         about = summarize(self.state, self.training_seconds, self.other_seconds)

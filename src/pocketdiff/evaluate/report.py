@@ -14,7 +14,6 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pocketdiff import pictures, plots, rng
-from pocketdiff.config import SamplingConfig
 from pocketdiff.data import DataInfo
 from pocketdiff.evaluate.distances import Estimate, share_estimate
 from pocketdiff.evaluate.memorization import QUANTILE
@@ -210,9 +209,8 @@ class Evaluation:
 class Trial(NamedTuple):
     """One way of sampling in a sweep."""
 
-    sampling: SamplingConfig
     drawn: Mapping[str, Any]
-    """What is to be said of its images: steps, network evaluations, seconds."""
+    """What is to be said of its images: sampler, steps, scale, network evaluations, seconds."""
     metrics: Metrics
     some: UInt8[Tensor, "m c h w"]
     """A few of the images, of the same labels and seeds in every trial."""
@@ -227,7 +225,7 @@ class Trial(NamedTuple):
     @property
     def name(self) -> str:
         """The way in words."""
-        return f"{self.sampling.sampler}, {self.drawn['steps']} steps, scale {self.sampling.scale:g}"
+        return f"{self.drawn['sampler']}, {self.drawn['steps']} steps, scale {self.drawn['scale']:g}"
 
 
 @dataclass(frozen=True)
@@ -300,10 +298,10 @@ class Sweep:
         for name in ("frechet_train", "accuracy", "recall"):
             curves: dict[str, list[tuple[int | float, float]]] = {}
             for trial in self.trials:
-                steps, scale = trial.drawn["steps"], trial.sampling.scale
+                steps, scale = trial.drawn["steps"], trial.drawn["scale"]
                 fixed = f"scale {scale:g}" if over_steps else f"{steps} steps"
                 if (value := _value(trial.metrics[name])) is not None:
-                    curve = curves.setdefault(f"{trial.sampling.sampler}, {fixed}", [])
+                    curve = curves.setdefault(f"{trial.drawn['sampler']}, {fixed}", [])
                     curve.append((steps if over_steps else scale, value))
             panels.append((NAMES[name], curves))
         floor = self.floor.metrics if self.floor else {}

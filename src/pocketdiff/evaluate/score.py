@@ -10,7 +10,6 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pocketdiff import rng
-from pocketdiff.config import SamplingConfig
 from pocketdiff.data import DataInfo, Dataset, Images
 from pocketdiff.evaluate.classifiers import build, features, read, train_classifier, training_length
 from pocketdiff.evaluate.distances import (
@@ -24,7 +23,7 @@ from pocketdiff.evaluate.distances import (
 )
 from pocketdiff.evaluate.memorization import Nearest, nearest_features
 from pocketdiff.evaluate.reference import LEAST, Memory, Part, Reference, Track, part_of, tracked, untracked
-from pocketdiff.generate import DiffusionModel
+from pocketdiff.generate import ImageModel
 
 K = 5
 """Neighbourhood size of precision, recall, density and coverage, as in Naeem et al. 2020."""
@@ -212,31 +211,24 @@ def check(sample: Sample, info: DataInfo) -> None:
         )
 
 
-def draw(
-    model: DiffusionModel,
-    reference: Reference,
-    n: int,
-    seed: int,
-    sampling: SamplingConfig | None = None,
-    track: Track = untracked,
-) -> Sample:
+def draw(model: ImageModel, reference: Reference, n: int, seed: int, track: Track = untracked) -> Sample:
     """Images of a model, each class as frequent as in the training split; those of two seeds have no noise in common.
 
     Args:
-        model: Draws them.
+        model: Draws them. If it knows no labels, the images have none.
         reference: Its data.
         n: How many.
         seed: Below 2^31; image i is drawn from the seed ``seed * 2^32 + i``.
-        sampling: By default the model's own.
         track: Told of the progress.
 
     Raises:
         RequestError: If the sampling cannot be done.
         SamplingError: If the network gives values that are not finite.
     """
-    labels = labels_like(reference.data.train.labels, n)
-    chunks = model.chunks(labels, range(seed << 32, (seed << 32) + n), sampling)
-    return Sample(torch.cat(tracked(chunks, "drawing", n, track)), torch.tensor(labels))
+    labels = labels_like(reference.data.train.labels, n) if model.conditional else [model.null] * n
+    chunks = model.chunks(labels, range(seed << 32, (seed << 32) + n))
+    pixels = torch.cat(tracked(chunks, "drawing", n, track))
+    return Sample(pixels, torch.tensor(labels) if model.conditional else None)
 
 
 def some_of(sample: Sample, n: int, seed: int) -> Sample:

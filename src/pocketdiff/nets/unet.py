@@ -4,12 +4,12 @@ Images are folded 2 x 2 into channels before the first convolution (space-to-dep
 on at 14 x 14 and 7 x 7 only, where a CPU's convolutions reach a good share of its peak.
 """
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from pocketdiff.frozen import Frozen
@@ -20,22 +20,26 @@ FOLD = 2
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
+def _grouped(widths: tuple[int, ...]) -> tuple[int, ...]:
+    if any(width < 8 or width % 8 for width in widths):
+        raise ValueError(f"widths must be multiples of 8, not {widths}")
+    return widths
+
+
+Widths = Annotated[tuple[int, ...], Field(min_length=1, max_length=5), AfterValidator(_grouped)]
+"""Channels at each level, in groups of 8."""
+
+
 class UNetConfig(Frozen):
     """The fast U-Net."""
 
     kind: Literal["unet"] = "unet"
-    widths: tuple[int, ...] = Field((32, 64), min_length=1, max_length=5)
+    widths: Widths = (32, 64)
     """Channels at each level, multiples of 8; the first works at half the image's size, each next at half of that."""
     blocks: int = Field(2, ge=1)
     """Residual blocks on the way down, and again on the way up, at each level."""
     embedding: int = Field(128, ge=8)
     """Size of the vector that carries noise level and label."""
-
-    @model_validator(mode="after")
-    def _grouped(self) -> "UNetConfig":
-        if any(width < 8 or width % 8 for width in self.widths):
-            raise ValueError(f"widths must be multiples of 8, not {self.widths}")
-        return self
 
     def build(self, channels: int, num_classes: int) -> "UNet":
         """The network, newly initialised."""

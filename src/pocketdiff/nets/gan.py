@@ -1,0 +1,224 @@
+"""The GANs' networks: a generator, which makes images of noise, and a discriminator, which tells them from real ones.
+
+`mlp` is the plain pair of multilayer perceptrons that knows no labels. `conv` is a small convolutional pair of today,
+which draws the class it is asked for. What the two networks play for stands in ``LOSSES``.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from pocketdiff.frozen import Frozen
+from pocketdiff.nets.unet import FOLD, Block, Widths
+
+_SLOPE = 0.2
+"""What is left of a negative input."""
+
+
+class Losses(NamedTuple):
+    """What each network would make small, of the logits of as many real and generated images."""
+
+    discriminator: Float[Tensor, ""]
+    generator: Float[Tensor, ""]
+
+
+def nonsaturating(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Losses:
+    """The discriminator tells real from generated; the generator wants its images to be taken for real.
+
+    Source: Goodfellow et al. 2014, section 3: the second is their loss of strong gradients.
+    """
+    return Losses(F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean())
+
+
+def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Losses:
+    """Each generated image is held against one real image of its class: which of the two is the more real?
+
+    No generator can then win by images of a single kind. Source: Jolicoeur-Martineau 2018, section 4.2;
+    Huang et al. 2024 (R3GAN), equation 2.
+    """
+    return Losses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Losses]] = {"nonsaturating": nonsaturating, "relativistic": relativistic}
+
+
+class Gan(nn.Module):
+    """Both networks.
+
+    Args:
+        generator: Maps noise (n, latent) and labels (n,) to images (n, c, h, w) in [-1, 1].
+        discriminator: Maps images and labels to logits (n,), the higher the more real.
+    """
+
+    def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+
+
+class MlpGanConfig(Frozen):
+    """The plain GAN of multilayer perceptrons, without labels."""
+
+    kind: Literal["mlp"] = "mlp"
+    conditional: ClassVar = False
+    latent: int = Field(100, ge=1, le=4096)
+    """Size of the noise vector that an image is made of."""
+    hidden: tuple[int, ...] = Field((256, 512, 1024), min_length=1, max_length=8)
+    """Widths of the generator's hidden layers; the discriminator's are the same from the other end."""
+
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (the labels go unheeded)
+        """The networks, newly initialised, for images of this shape (c, h, w)."""
+        return Gan(MlpGenerator(shape, self.latent, self.hidden), MlpDiscriminator(shape, self.hidden))
+
+
+class MlpGenerator(nn.Module):
+    """Fully connected layers, each but the last with batch norm and a leaky ReLU."""
+
+    def __init__(self, shape: tuple[int, int, int], latent: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((latent, *hidden)):
+            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.LeakyReLU(_SLOPE)]
+        size = torch.Size(shape)
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], size.numel()), nn.Tanh(), nn.Unflatten(1, size))
+
+    def forward(self, z: Float[Tensor, "b z"], label: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:  # noqa: ARG002
+        """Images in [-1, 1]."""
+        return self.layers(z)
+
+
+class MlpDiscriminator(nn.Module):
+    """Fully connected layers with leaky ReLUs."""
+
+    def __init__(self, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        widths = (torch.Size(shape).numel(), *reversed(hidden))
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(_SLOPE)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1), nn.Flatten(0))
+
+    def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Float[Tensor, " b"]:  # noqa: ARG002
+        """Logits: the higher, the more real."""
+        return self.layers(x)
+
+
+class ConvGanConfig(Frozen):
+    """A small convolutional GAN that knows labels."""
+
+    kind: Literal["conv"] = "conv"
+    conditional: ClassVar = True
+    latent: int = Field(64, ge=1, le=4096)
+    """Size of the noise vector that an image is made of."""
+    widths: Widths = (32, 64)
+    """Channels at each level, multiples of 8; the first works at half the image's size, each next at half of that."""
+    embedding: int = Field(64, ge=8)
+    """Size of the vector that carries the label."""
+
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:
+        """The networks, newly initialised, for images of this shape (c, h, w)."""
+        generator = ConvGenerator(shape, num_classes, self.latent, self.widths, self.embedding)
+        return Gan(generator, ConvDiscriminator(shape, num_classes, self.widths))
+
+
+class ConvGenerator(nn.Module):
+    """Noise and label make a small picture, which grows level by level; they also scale and shift all features.
+
+    As in the fast U-Net nothing is worked on at the image's full size. Group norm instead of batch norm: an image does
+    not depend on its neighbours, in training or after.
+
+    Args:
+        shape: Of the images (c, h, w).
+        num_classes: Labels are 0 to num_classes - 1.
+        latent: Size of the noise vector.
+        widths: Channels at each level, from the largest picture to the smallest.
+        embedding: Size of the label's vector, and of the one that reaches the blocks.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], num_classes: int, latent: int, widths: tuple[int, ...], embedding: int
+    ) -> None:
+        super().__init__()
+        channels, self.height, self.width = shape
+        smallest = [-(-side // FOLD ** len(widths)) for side in shape[1:]]
+        self.label = nn.Embedding(num_classes, embedding)
+        self.known = nn.Sequential(nn.Linear(latent + embedding, embedding), nn.SiLU())
+        narrow = widths[-1] // 2
+        self.seed = nn.Sequential(
+            nn.Linear(latent + embedding, narrow * smallest[0] * smallest[1]), nn.Unflatten(1, (narrow, *smallest))
+        )
+        grow: list[nn.Module] = [nn.Conv2d(narrow, widths[-1], 1)]
+        for below, width in pairwise(reversed(widths)):
+            grow.append(nn.Sequential(nn.Conv2d(below, width * FOLD**2, 1), nn.PixelShuffle(FOLD)))
+        self.grow = nn.ModuleList(grow)
+        self.blocks = nn.ModuleList(Block(width, width, embedding) for width in reversed(widths))
+        self.last = nn.Sequential(
+            nn.GroupNorm(widths[0] // 8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels * FOLD**2, 3, padding=1)
+        )
+
+    def forward(self, z: Float[Tensor, "b z"], label: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1]."""
+        both = torch.cat([z, self.label(label)], 1)
+        known = self.known(both)
+        h = self.seed(both).contiguous(memory_format=torch.channels_last)
+        for grow, block in zip(self.grow, self.blocks, strict=True):
+            h = block(grow(h), known)
+        return F.pixel_shuffle(self.last(h), FOLD)[..., : self.height, : self.width].tanh()
+
+
+class ConvDiscriminator(nn.Module):
+    """Residual blocks at a half, a quarter, ... of the image's size; the label meets the features in a product.
+
+    No norm: the gradient penalty keeps it smooth. One feature is how much the images of a batch differ, which gives a
+    generator away that draws all alike (Karras et al. 2018, section 3). The product is the projection of Miyato and
+    Koyama 2018.
+
+    Args:
+        shape: Of the images (c, h, w).
+        num_classes: Labels are 0 to num_classes - 1.
+        widths: Channels at each level.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.multiple = FOLD ** len(widths)
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(inputs * FOLD**2, outputs, 1 if level else 3, padding=0 if level else 1)
+            for level, (inputs, outputs) in enumerate(zip((channels, *widths), widths, strict=False))
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
+        self.last = nn.Conv2d(widths[-1], widths[-1], 3, stride=2, padding=1)
+        smallest = [-(-side // (FOLD * self.multiple)) for side in (height, width)]
+        self.features = nn.Linear(widths[-1] * smallest[0] * smallest[1] + 1, 2 * widths[-1])
+        self.logit = nn.Linear(2 * widths[-1], 1)
+        self.label = nn.Embedding(num_classes, 2 * widths[-1])
+
+    def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Logits: the higher, the more real; all images of a call are taken for one batch."""
+        height, width = x.shape[-2:]
+        h = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        for shrink, block in zip(self.shrink, self.blocks, strict=True):
+            h = block(shrink(F.pixel_unshuffle(h, FOLD).contiguous(memory_format=torch.channels_last)))
+        h = F.leaky_relu(self.last(F.leaky_relu(h, _SLOPE)), _SLOPE).flatten(1)
+        differ = h.std(0, correction=0).mean().expand(len(h), 1)
+        features = F.leaky_relu(self.features(torch.cat([h, differ], 1)), _SLOPE)
+        return self.logit(features)[:, 0] + (self.label(label) * features).sum(1)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around which the input is passed on."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Features of the same shape."""
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, _SLOPE)), _SLOPE))
