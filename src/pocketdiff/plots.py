@@ -77,6 +77,38 @@ def shares_below(curves: Mapping[str, Points], across: str, mark: float) -> "Fig
     return figure
 
 
+def front(
+    points: Mapping[str, tuple[float, float, float, float]],
+    best: Sequence[str],
+    across: str,
+    up: str,
+    mark: float | None = None,
+) -> "Figure":
+    """Named points with intervals, on logarithmic axes, and a line that joins the best of them.
+
+    Args:
+        points: By name, the place on the horizontal axis, the height, and the height's interval, low and high.
+        best: The names that the line joins, in its order.
+        across: The horizontal axis.
+        up: The vertical axis.
+        mark: A height that is drawn as a dashed line.
+    """
+    figure, (axis,) = _panels(1)
+    for name, (x, y, low, high) in points.items():
+        axis.errorbar(x, y, [[y - low], [high - y]], marker="o", markersize=5, capsize=3, linestyle="none")
+        axis.annotate(name, (x, y), (6, 4), textcoords="offset points", fontsize="small")
+    x, y = zip(*(points[name][:2] for name in best), strict=True)
+    axis.plot(x, y, color="grey", linewidth=1, zorder=0)
+    if mark is not None:
+        axis.axhline(mark, color="grey", linewidth=1, linestyle="--")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.margins(x=0.25)
+    axis.set_xlabel(across)
+    axis.set_title(up, fontsize="medium")
+    return figure
+
+
 def _panels(n: int) -> "tuple[Figure, Sequence[Axes]]":
     from matplotlib.figure import Figure
 

@@ -26,6 +26,12 @@ def _evaluate(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _compare(arguments: list[str]) -> int:
+    from pocketdiff.cli.compare import main
+
+    return main(arguments)
+
+
 def _train_classifiers(arguments: list[str]) -> int:
     from pocketdiff.cli.classifiers import main
 
@@ -48,6 +54,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("train a model on a data set, or go on with an unfinished run", _train),
     "sample": ("draw images with a trained model", _sample),
     "evaluate": ("score a model, or any images: how real, how varied, how new", _evaluate),
+    "compare": ("set models side by side: figures, pictures, costs", _compare),
     "train-classifiers": ("make the two classifiers that scores of a data set need", _train_classifiers),
     "info": ("say what a run or a model file holds", _info),
     "import-ddpm": ("make a model file of what the original script saved", _import_ddpm),

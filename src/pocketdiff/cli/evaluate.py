@@ -19,7 +19,7 @@ from pocketdiff.cli.flags import Parser, UsageError, add_config, apply, given
 from pocketdiff.cli.records import hardware, versions
 from pocketdiff.config import SamplingConfig, TrainConfig
 from pocketdiff.data import DataError, Dataset, load_images
-from pocketdiff.evaluate.reference import LEAST, Reference
+from pocketdiff.evaluate.reference import LEAST, Reference, Track
 from pocketdiff.evaluate.report import Evaluation, Sweep, Trial
 from pocketdiff.evaluate.score import (
     K,
@@ -74,8 +74,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("target", metavar="TARGET", type=Path, help="a finished run, a model file, or images")
     option = parser.add_argument
     add_data(parser, "the model's own, or mnist")
-    option("--n", metavar="INT", type=int, default=10_000, help="images that are scored, at most (default: 10000)")
-    option("--seed", metavar="INT", type=int, default=0, help="of the images and of the bootstrap (default: 0)")
+    add_scored(parser)
     option("--controls", action="store_true", help="score noise, blurred images and shuffled labels as well")
     option("--cas", action="store_true", help="train a classifier on the images, and let it read real ones")
     option("--json", metavar="FILE", type=Path, help="write every figure as JSON")
@@ -86,12 +85,25 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     for name, example in (("samplers", "dpmpp_2m,euler"), ("steps", "10 or 4,6,10"), ("scales", "1,1.5,2")):
         sweep.add_argument(f"--{name}", metavar="LIST", default=argparse.SUPPRESS, help=f"as in {example}")
     add_config(parser, SamplingConfig(), "the model file's; here, the package's own", without=("steps",))
-    flags = parser.parse(arguments)
-    if flags.n < LEAST:
-        raise UsageError(f"--n {flags.n}: a sound score needs {LEAST} images or more")
-    if not 0 <= flags.seed < 2**30:
-        raise UsageError(f"--seed {flags.seed}: must be from 0 to 2^30 - 1")
-    return flags
+    return parser.parse(arguments)
+
+
+def add_scored(parser: Parser) -> None:
+    """Adds the flags that say how many images are scored, and which."""
+
+    def number(text: str) -> int:
+        if int(text) < LEAST:
+            raise UsageError(f"--n {text}: a sound score needs {LEAST} images or more")
+        return int(text)
+
+    def seed(text: str) -> int:
+        if not 0 <= int(text) < 2**30:
+            raise UsageError(f"--seed {text}: must be from 0 to 2^30 - 1")
+        return int(text)
+
+    option = parser.add_argument
+    option("--n", metavar="INT", type=number, default=10_000, help="images that are scored, at most (default: 10000)")
+    option("--seed", metavar="INT", type=seed, default=0, help="of the images and of the bootstrap (default: 0)")
 
 
 def _outputs(flags: argparse.Namespace) -> dict[str, Path]:
@@ -140,7 +152,8 @@ def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
     """The evaluation of images that a model draws, in one way or in many."""
     model = load(flags.target, pick_device(flags.device))
     models = _ways(flags, model)
-    source, data = data_of(flags, flags.target, model)
+    source, data = find_data(flags, model)
+    check_trained_on(flags.target, model, data)
     if flags.cas and not model.conditional:
         raise UsageError(f"--cas: {flags.target} learned no labels, which a classifier must learn from its images")
     if len(models) > 1 and (flags.controls or flags.cas):
@@ -155,26 +168,32 @@ def _of_model(flags: argparse.Namespace) -> Evaluation | Sweep:
         return _evaluate(flags, sample, reference, {"data": source, **drawn}, work)
 
 
-def data_of(flags: argparse.Namespace, target: Path, model: ImageModel) -> tuple[str, Dataset]:
+def find_data(flags: argparse.Namespace, model: ImageModel) -> tuple[str, Dataset]:
     """The name and the data set that a model is to be scored against: of the flags, or else its own.
 
     Raises:
         DataError: If it cannot be read.
-        UsageError: If the model was not trained on it.
     """
     try:
-        source, data = pick_data(flags, model.config)
+        return pick_data(flags, model.config)
     except DataError as error:
         if hasattr(flags, "data"):
             raise
         raise DataError(f"{error}; the model was trained on it: say with --data where it is now") from error
+
+
+def check_trained_on(target: Path, model: ImageModel, data: Dataset) -> None:
+    """Sees that a model was trained on a data set.
+
+    Raises:
+        UsageError: If it was not.
+    """
     facts = ("channels", "height", "width", "classes")
     alike = all(getattr(model.info, fact) == getattr(data.info, fact) for fact in facts)
     if not alike or model.info.sha256 not in {None, data.info.sha256}:
         raise UsageError(
             f"{target}: was not trained on these data; name the right ones with --data, --size and --split-seed"
         )
-    return source, data
 
 
 def _sampling(flags: argparse.Namespace) -> dict[str, Any]:
@@ -226,7 +245,10 @@ def _sweep(
     firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()[:SHOWN]]
     trials = []
     for number, model in enumerate(models, 1):
-        sample, drawn = draw_sample(model, reference, flags.n, flags.seed, work, f"{number} of {len(models)}, ")
+        which = f"{number} of {len(models)}, "
+        sample, drawn = draw_sample(
+            model, reference, flags.n, flags.seed, lambda what, *rest, which=which: work(which + what, *rest)
+        )
         trial = Trial(drawn, score(sample, reference, flags.seed, work).metrics, sample.pixels[firsts])
         trials.append(trial)
         say(trial.line())
@@ -235,11 +257,11 @@ def _sweep(
 
 
 def draw_sample(
-    model: DiffusionModel | GanModel, reference: Reference, n: int, seed: int, work: Work, which: str = ""
+    model: DiffusionModel | GanModel, reference: Reference, n: int, seed: int, track: Track
 ) -> tuple[Sample, dict[str, Any]]:
     """Images of a model, with each class as frequent as in the training split; and what is to be said of them."""
     began = time.perf_counter()
-    sample = draw(model, reference, n, seed, lambda what, *rest: work(which + what, *rest))
+    sample = draw(model, reference, n, seed, track)
     seconds = time.perf_counter() - began
     if fault := pictures.health(sample.pixels):
         warn(fault)

@@ -70,6 +70,21 @@ ENOUGH = 0.985
 """The label accuracy that a sweep's best trial must have."""
 
 
+class Picture(NamedTuple):
+    """A PNG file within a page."""
+
+    data: str
+    """In base64."""
+    alt: str
+    width: int
+    """As it is shown."""
+
+    @classmethod
+    def of(cls, png: bytes, alt: str, width: int) -> "Picture":
+        """A file's content as a picture."""
+        return cls(base64.b64encode(png).decode(), alt, width)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Images, their score, and all that it must be read beside."""
@@ -133,7 +148,8 @@ class Evaluation:
         scored, sample, info = self.score, self.sample, self.reference.data.info
         by_realism = scored.realism.argsort()
         few = len(info.classes) <= _FEW
-        return _render(
+        return render(
+            "report.html",
             title=f"pocketdiff evaluate {self.frame['target']}",
             headline=_headline(self.frame),
             verdict=self.verdict(),
@@ -141,14 +157,14 @@ class Evaluation:
             fewer=_fewer(self.frame),
             controls=[name.replace("_", " ") for name in self.controls],
             rows=_rows(scored.metrics, self.floor.metrics if self.floor else {}, self.controls),
-            grid=_grid(sample, info),
+            grid=grid(sample, info),
             classes=self._classes(),
             confusion=_confusion(scored.confusion, info.classes) if scored.confusion is not None and few else None,
             best=_strip(sample.pixels[by_realism.flip(0)[:_SHOWN]], info, "the most real images"),
             worst=_strip(sample.pixels[by_realism[:_SHOWN]], info, "the least real images"),
             misread=self._misread(),
             memory=self._memory(),
-            frame=_written_frame(self.frame),
+            frame=written_frame(self.frame),
         )
 
     def _classes(self) -> list[dict[str, Any]]:
@@ -270,7 +286,8 @@ class Sweep:
     def page(self) -> str:
         """The sweep as one HTML page."""
         info, best = self.reference.data.info, self.best()
-        return _render(
+        return render(
+            "report.html",
             title=f"pocketdiff evaluate {self.frame['target']}",
             headline=_headline(self.frame),
             best=best and f"{_BEST}: {best.name}",
@@ -288,7 +305,7 @@ class Sweep:
                 }
                 for trial in self.trials
             ],
-            frame=_written_frame(self.frame),
+            frame=written_frame(self.frame),
         )
 
     def plot(self) -> "Figure":
@@ -371,7 +388,7 @@ def _confusion(confusion: Int[Tensor, "k k"], names: tuple[str, ...]) -> dict[st
     }
 
 
-def _grid(sample: Sample, info: DataInfo) -> dict[str, str]:
+def grid(sample: Sample, info: DataInfo) -> Picture:
     """A column of images for each class that there is, chosen at random; just some images where there are no labels."""
     order = rng.permutation(0, rng.Stream.SAMPLE, Part.SHOWN, len(sample))
     if sample.labels is None:
@@ -382,15 +399,14 @@ def _grid(sample: Sample, info: DataInfo) -> dict[str, str]:
     return _picture(sample.pixels[torch.stack(columns, 1).flatten()], len(columns), info, "images of each class", 2)
 
 
-def _strip(images: UInt8[Tensor, "n c h w"], info: DataInfo, alt: str) -> dict[str, str]:
+def _strip(images: UInt8[Tensor, "n c h w"], info: DataInfo, alt: str) -> Picture:
     return _picture(images, min(20, len(images)), info, alt, 1)
 
 
-def _picture(images: UInt8[Tensor, "n c h w"], columns: int, info: DataInfo, alt: str, zoom: int) -> dict[str, str]:
+def _picture(images: UInt8[Tensor, "n c h w"], columns: int, info: DataInfo, alt: str, zoom: int) -> Picture:
     """Images as a PNG file within the page, shown ``zoom`` times as large."""
     picture = pictures.tile(images, columns, info.ink)
-    content = base64.b64encode(pictures.png(picture)).decode()
-    return {"data": content, "alt": alt, "width": str(picture.width * zoom)}
+    return Picture.of(pictures.png(picture), alt, picture.width * zoom)
 
 
 def _real(frame: Mapping[str, Any]) -> str:
@@ -423,7 +439,9 @@ def _headline(frame: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _written_frame(frame: Mapping[str, Any]) -> list[tuple[str, str]]:
+def written_frame(frame: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Facts as names and words; those that are not known are left out."""
+
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{key} {text(part)}" for key, part in value.items())
@@ -432,12 +450,13 @@ def _written_frame(frame: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key.replace("_", " "), text(value)) for key, value in frame.items() if value is not None]
 
 
-def _render(**content: Any) -> str:
+def render(template: str, **content: Any) -> str:
+    """A page of one of the templates in this folder."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html").render(content)
+    return environment.get_template(template).render(content)
 
 
 def _value(estimate: Estimate | None) -> float | None:
