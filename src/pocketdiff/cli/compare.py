@@ -24,9 +24,9 @@ from pocketdiff.evaluate.score import K, Metrics, Sample, floor, score
 from pocketdiff.files import write_file
 from pocketdiff.generate import DiffusionModel, GanModel
 
-DESCRIPTION = """Scores models alike and sets them side by side: how near to real images they come, how varied they are, how
-well they heed labels, what they cost in training and in drawing; and says which differences are more than chance. RUN
-is a finished run, a model file, or what evaluate --json wrote."""
+DESCRIPTION = """Scores models alike and sets them side by side: how near to real images they come, how varied they are,
+how well they heed labels, what they cost in training and in drawing; and says which differences are more than chance.
+RUN is a finished run, a model file, or what evaluate --json wrote."""
 
 EXAMPLES = """examples:
   pocketdiff compare runs/gan runs/gan-conditional runs/laptop --out report

@@ -187,9 +187,9 @@ class Comparison:
         pairs = self._differences(name)
         alike = [(a, b, gap) for a, b, gap in pairs if not exceeds(gap)]
         if not alike:
-            verdict = (
-                "the difference exceeds its interval" if len(pairs) == 1 else "every difference exceeds its interval"
-            )
+            verdict = f"{'the' if len(pairs) == 1 else 'every'} difference exceeds its interval"
+        elif len(alike) == len(pairs) > 1:
+            verdict = "no difference exceeds its interval"
         else:
             verdict = "; ".join(
                 f"the difference between {a.name} and {b.name} does not exceed its interval ({interval(name, gap)})"
@@ -197,7 +197,8 @@ class Comparison:
             )
             if len(alike) < len(pairs):
                 verdict += "; every other does"
-        return f"{NAMES[name][0].upper()}{NAMES[name][1:]}, the best first: {order}; {verdict}."
+        first = "lowest" if name in LESS_IS_BETTER else "highest"
+        return f"{NAMES[name][0].upper()}{NAMES[name][1:]}, {first} first: {order}; {verdict}."
 
     def _points(self, key: str) -> list[tuple[Entry, float, Estimate]]:
         """Each entry's cost and distance, where both are known."""
@@ -215,8 +216,7 @@ class Comparison:
             if len(points) > 1:
                 best = [entry.name for entry in front(points)]
                 sentences.append(
-                    f"{said[0].upper()}{said[1:]}: nothing here is both nearer to real images and faster than "
-                    f"{_listed(best)}."
+                    f"Distance against {said}: nothing here is both nearer and faster than {_listed(best)}."
                 )
         return sentences
 
