@@ -12,22 +12,31 @@ from safetensors.torch import load_file, save_file
 
 from pocketdiff import checkpoint, files
 from pocketdiff.checkpoint import CheckpointError, RunConfig
-from pocketdiff.train import TrainingError, TrainState, train
+from pocketdiff.config import TrainConfig
+from pocketdiff.denoiser import Denoiser
+from pocketdiff.generate import DiffusionModel
+from pocketdiff.loop import TrainingError, TrainState
+from pocketdiff.train import new_state, train
 
 
 @pytest.fixture
-def state(tiny_run: RunConfig, tiny_data) -> TrainState:
-    state = new_state(tiny_run.train, tiny_data.info)
-    steps = train(state, tiny_data.train, tiny_run.train)
+def state(tiny_config: TrainConfig, tiny_data) -> TrainState[Denoiser]:
+    state = new_state(tiny_config, tiny_data.info)
+    steps = train(state, tiny_data.train, tiny_config)
     for _ in range(2):
         next(steps)
     return state
 
 
 @pytest.fixture
-def model(state: TrainState, tiny_run: RunConfig, tmp_path: Path) -> Path:
+def drawing(state: TrainState[Denoiser], tiny_config: TrainConfig, tiny_data) -> DiffusionModel:
+    return DiffusionModel(state.ema, tiny_config, tiny_data.info)
+
+
+@pytest.fixture
+def model(drawing: DiffusionModel, tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
-    checkpoint.save_model(path, state.ema, tiny_run)
+    checkpoint.save_model(path, drawing)
     return path
 
 
@@ -67,7 +76,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_litter(state, tiny_run,
     assert checkpoint.newest_checkpoint(tmp_path) == (first, [])
 
 
-@pytest.mark.parametrize("file", ["denoiser.safetensors", "ema.safetensors", "optimizers.safetensors", "manifest.json"])
+@pytest.mark.parametrize("file", ["net.safetensors", "ema.safetensors", "optimizers.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_for_a_whole_one(file, damage, state, tiny_run, tmp_path) -> None:
     first = checkpoint.save_checkpoint(tmp_path, state, tiny_run)
@@ -94,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_a_whole_one(file, damage, state
         checkpoint.newest_checkpoint(tmp_path)
 
 
-def test_weights_that_are_not_finite_are_never_saved(state, tiny_run, tmp_path) -> None:
+def test_weights_that_are_not_finite_are_never_saved(state, drawing, tiny_run, tmp_path) -> None:
     first = checkpoint.save_checkpoint(tmp_path, state, tiny_run)
     with torch.no_grad():
         next(state.ema.parameters()).view(-1)[0] = torch.nan
@@ -102,7 +111,7 @@ def test_weights_that_are_not_finite_are_never_saved(state, tiny_run, tmp_path) 
     with pytest.raises(TrainingError, match="not finite"):
         checkpoint.save_checkpoint(tmp_path, state, tiny_run)
     with pytest.raises(TrainingError, match="not finite"):
-        checkpoint.save_model(tmp_path / "model.safetensors", state.ema, tiny_run)
+        checkpoint.save_model(tmp_path / "model.safetensors", drawing)
     assert list(first.parent.iterdir()) == [first]
 
 
@@ -156,9 +165,9 @@ def test_a_model_file_needs_nothing_beside_it(model: Path, state, tiny_run) -> N
     assert not any(parameter.requires_grad for parameter in loaded.denoiser.parameters())
 
 
-def test_the_same_weights_give_the_same_file(model: Path, state, tiny_run, tmp_path) -> None:
+def test_the_same_weights_give_the_same_file(model: Path, drawing, tmp_path) -> None:
     again = tmp_path / "again.safetensors"
-    checkpoint.save_model(again, state.ema, tiny_run)
+    checkpoint.save_model(again, drawing)
     assert again.read_bytes() == model.read_bytes()
 
 

@@ -88,8 +88,8 @@ def test_train_help_has_a_flag_for_every_field_with_its_description(capsys) -> N
         run(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for name, field in TrainConfig.model_fields.items():
-        assert f"--{name.replace('_', '-')}" in text
-        if name not in ("net", "schedule", "sampling"):
+        assert (f"--{name.replace('_', '-')}" in text) == (name != "kind")  # which the preset decides
+        if name not in ("kind", "net", "schedule", "sampling"):
             assert " ".join(str(field.description).removesuffix(".").split()) in text
     assert "[karras] How much shorter" in text
 
@@ -175,7 +175,7 @@ def test_a_new_kind_begins_with_its_own_defaults() -> None:
         [
             name
             for name, field in TrainConfig.model_fields.items()
-            if name not in ("net", "schedule", "sampling") and field.annotation is not bool
+            if name not in ("kind", "net", "schedule", "sampling") and field.annotation is not bool
         ]
     )
     | st.sampled_from(["schedule.kind", "schedule.mean", "net.widths", "sampling.steps", "sampling.sampler"]),
@@ -272,11 +272,11 @@ def test_a_run_leaves_all_its_files(finished: Path, capsys) -> None:
 
 def test_the_shown_loss_is_a_moving_average_and_the_written_one_a_mean(tmp_path) -> None:
     from pocketdiff.cli.records import MetricsLog
-    from pocketdiff.train import Metrics
+    from pocketdiff.loop import Metrics
 
     log = MetricsLog(tmp_path / "metrics.jsonl", every=30)
     for step, loss in enumerate((1.0, 0.5, 0.25), 1):
-        log.add(Metrics(step, 10 * step, 0, torch.tensor(loss), 1.0), float(step), last=False)
+        log.add(Metrics(step, 10 * step, 0, {"loss": torch.tensor(loss)}, 1.0), float(step), last=False)
     assert log.note.startswith(f"loss {0.95 * (0.95 * 1.0 + 0.05 * 0.5) + 0.05 * 0.25:.4f}, 10 img/s")
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == pytest.approx(1.75 / 3)
 
@@ -565,10 +565,10 @@ def test_a_signal_while_drawing_leaves_at_once_and_the_pictures_are_owed(
     assert run(ddpm_words(data, whole, *epochs)) == 0
     denoising = pictures.denoising
 
-    def interrupted(model, labels, seeds, sampling) -> object:
-        if sampling.scale > 1:  # the second guidance strength
+    def interrupted(model, labels, seeds) -> object:
+        if model.sampling.scale > 1:  # the second guidance strength
             os.kill(os.getpid(), signal.SIGINT)
-        return denoising(model, labels, seeds, sampling)
+        return denoising(model, labels, seeds)
 
     with monkeypatch.context() as patch:
         patch.setattr(pictures, "denoising", interrupted)

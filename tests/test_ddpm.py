@@ -344,7 +344,7 @@ def test_an_image_is_the_last_state_at_the_scripts_scale(tiny_data) -> None:
     assert last.sigma == pytest.approx(0.01, rel=1e-3)
     image = (x.clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(model([3], [0]), image)
-    *_, (left, shown) = pictures.denoising(model, [3], [0], config.sampling)
+    *_, (left, shown) = pictures.denoising(model, [3], [0])
     assert left == 0
     assert torch.equal(shown, image)
 
@@ -354,12 +354,12 @@ def test_a_sampler_that_is_not_the_scripts_takes_its_model_too(tiny_data) -> Non
     from pocketdiff.schedule import Karras
 
     model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
-    fewer = SamplingConfig(sampler="euler", steps=7, schedule=None)
-    assert len(model.grid(fewer)) == 8
-    assert set(model.grid(fewer)) <= set(model.grid())
+    fewer = model.with_sampling(SamplingConfig(sampler="euler", steps=7, schedule=None))
+    assert len(fewer.grid()) == 8
+    assert set(fewer.grid()) <= set(model.grid())
     off_the_chain = SamplingConfig(sampler="dpmpp_2m", steps=4, schedule=Karras(sigma_min=0.02, sigma_max=7.5))
-    for sampling in (fewer, off_the_chain):
-        assert model.generate([1, 2], [3, 4], sampling).shape == (2, 1, 28, 28)
+    for way in (fewer, model.with_sampling(off_the_chain)):
+        assert way.generate([1, 2], [3, 4]).shape == (2, 1, 28, 28)
 
 
 @pytest.mark.slow

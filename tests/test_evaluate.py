@@ -117,7 +117,7 @@ def test_a_models_images_are_those_that_it_draws(trained: Path, file: Path, data
     model = pocketdiff.load(trained)
     labels = labels_like(data.train.labels, 150)
     sampling = SamplingConfig(**model.config.sampling.model_dump() | {"steps": 3, "scale": 2.0})
-    images = model.generate(labels, range(3 << 32, (3 << 32) + 150), sampling)
+    images = model.with_sampling(sampling).generate(labels, range(3 << 32, (3 << 32) + 150))
     np.savez(tmp_path / "drawn.npz", images=images[:, 0].numpy(), labels=np.array(labels))
     again = scored(tmp_path / "drawn.npz", file, tmp_path, "--seed", "3")
     assert again["metrics"] == figures["metrics"]
@@ -270,10 +270,8 @@ def test_data_that_a_run_no_longer_finds_can_be_named(trained: Path, file: Path,
     from pocketdiff import checkpoint
 
     model = pocketdiff.load(trained)
-    config = model.config.model_copy(update={"data": "gone.npz"})
-    checkpoint.save_model(
-        tmp_path / "m.safetensors", model.denoiser, checkpoint.RunConfig(train=config, data=model.info)
-    )
+    model.config = model.config.model_copy(update={"data": "gone.npz"})
+    checkpoint.save_model(tmp_path / "m.safetensors", model)
     fails(capsys, ["evaluate", str(tmp_path / "m.safetensors")], 2, "say with --data where it is now")
     assert run(["evaluate", str(tmp_path / "m.safetensors"), "--data", str(moved), "--n", "128"]) == 0
 

@@ -11,7 +11,7 @@ from pocketdiff.data import to_uint8
 from pocketdiff.generate import DiffusionModel, RequestError, SamplingError
 from pocketdiff.samplers import SAMPLERS
 from pocketdiff.schedule import DiscreteBeta
-from pocketdiff.train import TrainState, train
+from pocketdiff.train import new_state, train
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def model(tiny_data) -> DiffusionModel:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_depends_on_its_label_and_its_seed_alone(model: DiffusionModel, sampler: str) -> None:
-    sampling = SamplingConfig(sampler=sampler, steps=4)
+    model = model.with_sampling(SamplingConfig(sampler=sampler, steps=4))
     labels, seeds = [3, 1, 4, 1, 5], [9, 2, 6, 2, 2**63]
-    together = model.generate(labels, seeds, sampling)
-    assert torch.equal(together, model.generate(labels, seeds, sampling))
+    together = model.generate(labels, seeds)
+    assert torch.equal(together, model.generate(labels, seeds))
     assert torch.equal(together[1], together[3])
     assert not torch.equal(together[0], together[2])
-    backwards = model.generate(labels[::-1], seeds[::-1], sampling).flip(0)
-    alone = torch.cat([model.generate([label], [seed], sampling) for label, seed in zip(labels, seeds, strict=True)])
+    backwards = model.generate(labels[::-1], seeds[::-1]).flip(0)
+    alone = torch.cat([model.generate([label], [seed]) for label, seed in zip(labels, seeds, strict=True)])
     for other in (backwards, alone):  # Up to rounding where the batch differs.
         assert (other.int() - together.int()).abs().max() <= 1
 
@@ -123,10 +123,10 @@ def test_ink_is_shown_dark_on_white() -> None:
 
 
 def test_the_denoising_runs_from_noise_to_the_sample(model: DiffusionModel) -> None:
-    sampling = SamplingConfig(steps=5)
-    left, frames = zip(*pictures.denoising(model, [0, 1, 2], range(3), sampling), strict=True)
+    model = model.with_sampling(SamplingConfig(steps=5))
+    left, frames = zip(*pictures.denoising(model, [0, 1, 2], range(3)), strict=True)
     assert left == (5, 4, 3, 2, 1, 0)
-    assert torch.equal(frames[-1], model([0, 1, 2], range(3), sampling))
+    assert torch.equal(frames[-1], model([0, 1, 2], range(3)))
     noise = frames[0].float() / 127.5 - 1  # unit variance, clipped at one
     assert noise.abs().mean().item() == pytest.approx(0.63, abs=0.03)
 

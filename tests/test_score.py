@@ -387,7 +387,7 @@ def trial(reference: Reference, distance: float, accuracy: float, **sampling) ->
     metrics["frechet_train"] = metrics["frechet_train"]._replace(value=distance)
     metrics["accuracy"] = metrics["accuracy"]._replace(value=accuracy)
     drawn = {"steps": way.steps, "sampler": way.sampler, "scale": way.scale, "network_evaluations": 2.0}
-    return Trial(way, drawn, metrics, reference.data.test.pixels[:10])
+    return Trial(drawn, metrics, reference.data.test.pixels[:10])
 
 
 def test_a_sweep_names_the_nearest_that_is_accurate_enough(evaluation: Evaluation, reference: Reference) -> None:

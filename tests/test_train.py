@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from pocketdiff import checkpoint
 from pocketdiff.checkpoint import RunConfig
 from pocketdiff.config import PRESETS, TrainConfig
 from pocketdiff.data import Dataset
+from pocketdiff.denoiser import Denoiser
 from pocketdiff.loop import Metrics, TrainingError, TrainState
 from pocketdiff.train import draw_batch, new_state, train
 
 
-def tensors(state: TrainState) -> dict[str, torch.Tensor]:
+def tensors(state: TrainState[Any]) -> dict[str, torch.Tensor]:
     """All that a state holds."""
     return {
         **{f"net.{name}": tensor for name, tensor in state.net.state_dict().items()},
@@ -26,22 +28,24 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_same(one: TrainState, other: TrainState) -> None:
+def assert_same(one: TrainState[Any], other: TrainState[Any]) -> None:
     a, b = tensors(one), tensors(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     assert (one.step, one.seen) == (other.step, other.seen)
 
 
-def finished(config: TrainConfig, data: Dataset) -> tuple[TrainState, list[Metrics]]:
+def finished(config: TrainConfig, data: Dataset) -> tuple[TrainState[Denoiser], list[Metrics]]:
     state = new_state(config, data.info)
     return state, list(train(state, data.train, config))
 
 
 @pytest.mark.parametrize("stops", [(1,), (5,), (6,), (3, 4), (2, 11)])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(stops, tiny_run: RunConfig, tiny_data, tmp_path) -> None:
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    stops, tiny_config: TrainConfig, tiny_run: RunConfig, tiny_data, tmp_path
+) -> None:
     """In mid-epoch (an epoch is 40 images, 5 steps), at its edge, twice in a row, before the last step."""
-    config = tiny_run.train
+    config = tiny_config
     whole, metrics = finished(config, tiny_data)
     state, resumed = new_state(config, tiny_data.info), list[Metrics]()
     for stop in (*stops, None):
@@ -70,7 +74,7 @@ def test_seeds_decide_everything(tiny_config, tiny_data) -> None:
     same, _ = finished(tiny_config, tiny_data)
     other, _ = finished(tiny_config.model_copy(update={"seed": 1}), tiny_data)
     assert_same(one, same)
-    assert not torch.equal(one.denoiser.net.first.weight, other.denoiser.net.first.weight)  # type: ignore[arg-type]
+    assert not torch.equal(one.net.net.first.weight, other.net.net.first.weight)  # type: ignore[arg-type]
 
 
 def test_draws_do_not_depend_on_the_batch(tiny_config, tiny_data) -> None:

@@ -15,7 +15,7 @@ from pocketdiff.cli.classifiers import add_data, pick_classifiers
 from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, say
 from pocketdiff.cli.evaluate import add_scored, check_trained_on, draw_sample, find_data, frame
 from pocketdiff.cli.flags import Parser, UsageError
-from pocketdiff.cli.gallery import views
+from pocketdiff.cli.gallery import ZOOM, views
 from pocketdiff.evaluate.comparison import Comparison, Entry, check_alike
 from pocketdiff.evaluate.distances import Estimate
 from pocketdiff.evaluate.reference import Reference
@@ -158,11 +158,11 @@ def _score(
                 frame(flags, paths[name], reference, flags.n, {"data": source, **drawn}),
                 _summary(paths[name]),
                 sum(weight.numel() for weight in model.net.parameters()),
-                grid(sample, data.info),
+                grid(sample, data.info, zoom=1),
                 _pictures(paths[name], model),
             )
     test = data.test
-    return entries, grid(Sample(test.pixels, test.labels), data.info)
+    return entries, grid(Sample(test.pixels, test.labels), data.info, zoom=1)
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _pictures(path: Path, model: Model) -> dict[int, Picture]:
         epoch = file.name.removeprefix("image_ep").removesuffix(f"{shown[0].suffix}.png")
         if epoch.isdecimal():
             with Image.open(file) as picture:
-                width = picture.width
+                width = picture.width // ZOOM
             w = shown[0].w
             found[int(epoch)] = Picture.of(file.read_bytes(), "" if w is None else f"w = {w:g}", width)
     return found

@@ -388,15 +388,15 @@ def _confusion(confusion: Int[Tensor, "k k"], names: tuple[str, ...]) -> dict[st
     }
 
 
-def grid(sample: Sample, info: DataInfo) -> Picture:
+def grid(sample: Sample, info: DataInfo, zoom: int = 2) -> Picture:
     """A column of images for each class that there is, chosen at random; just some images where there are no labels."""
     order = rng.permutation(0, rng.Stream.SAMPLE, Part.SHOWN, len(sample))
     if sample.labels is None:
-        return _picture(sample.pixels[order[: 10 * _ROWS]], 10, info, "images", 2)
+        return _picture(sample.pixels[order[: 10 * _ROWS]], 10, info, "images", zoom)
     labels, counts = sample.labels.unique(return_counts=True)
     rows = min(_ROWS, int(counts.max()))
     columns = [order[sample.labels[order] == label][:rows] for label in labels[counts >= rows][:_COLUMNS]]
-    return _picture(sample.pixels[torch.stack(columns, 1).flatten()], len(columns), info, "images of each class", 2)
+    return _picture(sample.pixels[torch.stack(columns, 1).flatten()], len(columns), info, "images of each class", zoom)
 
 
 def _strip(images: UInt8[Tensor, "n c h w"], info: DataInfo, alt: str) -> Picture:
