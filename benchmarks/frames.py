@@ -4,15 +4,15 @@
     python benchmarks/frames.py clock [--seconds 300] [--runs runs]           equal seconds of training on this machine
     python benchmarks/frames.py parameters [--images 100000] [--runs runs]    equal weights, equal images
 
-Each frame trains what is missing, then scores all of it with `pocketdiff compare` into RUNS/FRAME/report. Interrupted, it
-goes on where it was.
+Each frame trains what is missing, then scores all of it with `pocketdiff compare` into RUNS/FRAME/report. Interrupted,
+it goes on where it was.
 
 `epochs` is the original experiment's frame: batch 256, learning rate 1e-4, pictures every epoch. With --ddpm its
 diffusion model is the original's, which asks for a GPU; without, it is the laptop network. Run it with --epochs 10 and
-with --epochs 20: pictures of the tenth epoch of a run of 20 are there as well, but its learning rate has not come down.
+with --epochs 20: a run of 20 has pictures of its tenth epoch as well, but its learning rate has not come down there.
 
-`clock` measures the speed of each preset over a few thousand images first, and trains it on as many as that speed gives in
-the time. Nothing else should run beside it.
+`clock` measures the speed of each preset over a few thousand images first, and trains it on as many as that speed gives
+in the time. Nothing else should run beside it.
 
 `parameters` gives generator and discriminator together the weights of the laptop network, 627,684.
 """
