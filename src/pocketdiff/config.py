@@ -202,14 +202,17 @@ class GanConfig(CommonConfig):
     """Generator and discriminator."""
     loss: LossName = "relativistic"
     """What the two play for."""
-    gradient_penalty: float = Field(0.5, ge=0, allow_inf_nan=False)
+    classification: float = Field(0.3, ge=0, allow_inf_nan=False)
+    """Weight of a second task, where the discriminator also reads classes: it learns to read real images' labels, and
+    the generator to have its images read as theirs; 0: none."""
+    gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Weight of the squared gradient of the discriminator at real and at generated images; 0: none."""
     penalty_every: int = Field(4, ge=1)
     """Steps between two of these penalties, each then so many times as heavy."""
 
-    generator_lr: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    generator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of the generator's Adam."""
-    discriminator_lr: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    discriminator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of the discriminator's Adam."""
     adam_beta1: float = Field(0.0, ge=0, lt=1)
     """How much of Adam's mean of gradients stays at a step."""
@@ -290,5 +293,5 @@ GAN_PRESETS: dict[str, GanConfig] = {
         lr_decay=False,
     ),
     # A GAN of today, of the laptop network's size.
-    "gan-conditional": GanConfig(images=120_000, batch=32, pictures_every=1),
+    "gan-conditional": GanConfig(batch=32, pictures_every=1),
 }

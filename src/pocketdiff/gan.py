@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from pocketdiff.config import GanConfig
 from pocketdiff.data import DataInfo, Images
 from pocketdiff.generate import build_gan
 from pocketdiff.loop import Losses, Metrics, TrainState, check_finite, walk
-from pocketdiff.nets.gan import LOSSES, Gan
+from pocketdiff.nets.gan import LOSSES, Gan, GanLosses
 from pocketdiff.optim import take_step
 
 _ADVICE = "a lower --generator-lr and --discriminator-lr"
@@ -26,14 +27,8 @@ _ADVICE = "a lower --generator-lr and --discriminator-lr"
 def new_state(config: GanConfig, info: DataInfo, device: torch.device | str = "cpu") -> TrainState[Gan]:
     """The state before the first step; its net is the generator with its discriminator."""
     gan = build_gan(config, info).to(device)
-    groups = [
-        {"params": list(gan.generator.parameters()), "lr": config.generator_lr, "peak_lr": config.generator_lr},
-        {
-            "params": list(gan.discriminator.parameters()),
-            "lr": config.discriminator_lr,
-            "peak_lr": config.discriminator_lr,
-        },
-    ]
+    peaks = ((gan.generator, config.generator_lr), (gan.discriminator, config.discriminator_lr))
+    groups = [{"params": list(net.parameters()), "lr": peak, "peak_lr": peak} for net, peak in peaks]
     adam = torch.optim.Adam(groups, betas=(config.adam_beta1, config.adam_beta2), fused=True)
     return TrainState(gan, copy.deepcopy(gan).requires_grad_(False), [adam])
 
@@ -60,10 +55,14 @@ def train(state: TrainState[Gan], data: Images, config: GanConfig) -> Iterator[M
         x, label = data.batch(rng.visits(config.seed, ahead, len(data)))
         z = rng.normal(config.seed, rng.Stream.LATENT, ahead, (config.net.latent,)).to(x.device)
         fake = gan.generator(z, label)
-        loss = lose(gan.discriminator(x, label), gan.discriminator(fake, label))
-        of_generator = torch.autograd.grad(loss.generator, generator, retain_graph=True)
-        of_discriminator = torch.autograd.grad(loss.discriminator, discriminator)
+        of_real, of_fake = gan.discriminator(x, label), gan.discriminator(fake, label)
+        loss = lose(of_real.real, of_fake.real)
         losses = {"discriminator_loss": loss.discriminator.detach(), "generator_loss": loss.generator.detach()}
+        if config.classification and of_real.classes is not None:
+            wrong = (F.cross_entropy(classes, label) for classes in (of_real.classes, of_fake.classes))
+            loss = GanLosses(*(game + config.classification * task for game, task in zip(loss, wrong, strict=True)))
+        of_generator = torch.autograd.grad(loss.generator, generator, retain_graph=True)
+        of_discriminator = torch.autograd.grad(loss.discriminator, discriminator, materialize_grads=True)
         if config.gradient_penalty and state.step % config.penalty_every == 0:
             penalties = [gradient_penalty(gan.discriminator, images.detach(), label) for images in (x, fake)]
             weighted = config.gradient_penalty * config.penalty_every * torch.stack(penalties).sum()
@@ -88,5 +87,5 @@ def gradient_penalty(
     appendix B). Source: Mescheder et al. 2018, equations 9 (R1, of real images) and 10 (R2, of generated ones).
     """
     x = x.requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(x, label).sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(discriminator(x, label).real.sum(), x, create_graph=True)
     return gradient.square().sum() / (2 * len(x))

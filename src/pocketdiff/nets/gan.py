@@ -21,31 +21,43 @@ _SLOPE = 0.2
 """What is left of a negative input."""
 
 
-class Losses(NamedTuple):
+class Verdict(NamedTuple):
+    """What a discriminator says of images."""
+
+    real: Float[Tensor, " b"]
+    """Logits: the higher, the more real."""
+    classes: Float[Tensor, "b k"] | None
+    """Logits of the classes that it sees in them; None where it knows no classes."""
+
+
+class GanLosses(NamedTuple):
     """What each network would make small, of the logits of as many real and generated images."""
 
     discriminator: Float[Tensor, ""]
     generator: Float[Tensor, ""]
 
 
-def nonsaturating(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Losses:
+def nonsaturating(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLosses:
     """The discriminator tells real from generated; the generator wants its images to be taken for real.
 
     Source: Goodfellow et al. 2014, section 3: the second is their loss of strong gradients.
     """
-    return Losses(F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean())
+    return GanLosses(F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean())
 
 
-def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Losses:
+def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLosses:
     """Each generated image is held against one real image of its class: which of the two is the more real?
 
     No generator can then win by images of a single kind. Source: Jolicoeur-Martineau 2018, section 4.2;
     Huang et al. 2024 (R3GAN), equation 2.
     """
-    return Losses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
+    return GanLosses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Losses]] = {"nonsaturating": nonsaturating, "relativistic": relativistic}
+LOSSES: dict[str, Callable[[Tensor, Tensor], GanLosses]] = {
+    "nonsaturating": nonsaturating,
+    "relativistic": relativistic,
+}
 
 
 class Gan(nn.Module):
@@ -53,7 +65,7 @@ class Gan(nn.Module):
 
     Args:
         generator: Maps noise (n, latent) and labels (n,) to images (n, c, h, w) in [-1, 1].
-        discriminator: Maps images and labels to logits (n,), the higher the more real.
+        discriminator: Maps images and labels to a `Verdict`.
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
@@ -103,9 +115,9 @@ class MlpDiscriminator(nn.Module):
             layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(_SLOPE)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1), nn.Flatten(0))
 
-    def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Float[Tensor, " b"]:  # noqa: ARG002
-        """Logits: the higher, the more real."""
-        return self.layers(x)
+    def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Verdict:  # noqa: ARG002
+        """How real the images look."""
+        return Verdict(self.layers(x), None)
 
 
 class ConvGanConfig(Frozen):
@@ -176,7 +188,7 @@ class ConvDiscriminator(nn.Module):
 
     No norm: the gradient penalty keeps it smooth. One feature is how much the images of a batch differ, which gives a
     generator away that draws all alike (Karras et al. 2018, section 3). The product is the projection of Miyato and
-    Koyama 2018.
+    Koyama 2018; the classes are read from the same features, as in Odena et al. 2017.
 
     Args:
         shape: Of the images (c, h, w).
@@ -198,9 +210,10 @@ class ConvDiscriminator(nn.Module):
         self.features = nn.Linear(widths[-1] * smallest[0] * smallest[1] + 1, 2 * widths[-1])
         self.logit = nn.Linear(2 * widths[-1], 1)
         self.label = nn.Embedding(num_classes, 2 * widths[-1])
+        self.classes = nn.Linear(2 * widths[-1], num_classes)
 
-    def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Logits: the higher, the more real; all images of a call are taken for one batch."""
+    def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Verdict:
+        """How real the images look, as images of their labels, and what else they show; all are taken for one batch."""
         height, width = x.shape[-2:]
         h = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         for shrink, block in zip(self.shrink, self.blocks, strict=True):
@@ -208,7 +221,8 @@ class ConvDiscriminator(nn.Module):
         h = F.leaky_relu(self.last(F.leaky_relu(h, _SLOPE)), _SLOPE).flatten(1)
         differ = h.std(0, correction=0).mean().expand(len(h), 1)
         features = F.leaky_relu(self.features(torch.cat([h, differ], 1)), _SLOPE)
-        return self.logit(features)[:, 0] + (self.label(label) * features).sum(1)
+        real = self.logit(features)[:, 0] + (self.label(label) * features).sum(1)
+        return Verdict(real, self.classes(features))
 
 
 class ResidualBlock(nn.Module):
