@@ -1,8 +1,8 @@
 """Class-conditional diffusion for small images, on a laptop, in minutes.
 
 ``load(path)`` gives a trained model; the command line is ``pocketdiff``. Each module can be used on its own. From the
-lowest layer up: schedule, denoiser, guidance, samplers, rng, nets; data, optim; config; generate; train; checkpoint;
-importer, pictures, plots; evaluate; cli.
+lowest layer up: schedule, denoiser, guidance, samplers, rng, nets; data, optim; config; generate, loop; train, gan;
+methods; checkpoint; importer, pictures, plots; evaluate; cli.
 """
 
 from importlib.metadata import version
