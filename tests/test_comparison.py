@@ -1,5 +1,6 @@
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ FRAME = {
     "label_network": "reader-1", "feature_network_sha256": "b" * 64, "label_network_sha256": "c" * 64,
     "network_evaluations": 1,
 }  # fmt: skip
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
     "parameters": 5000, "training_seconds": 60.0, "images_seen": 900, "images_per_second": 15.0,
     "peak_memory_bytes": 5 * 10**8, "peak_gpu_memory_bytes": None,
     "hardware": {"cpu": "a processor", "threads": 2, "device": "cpu", "system": "a system"},
@@ -100,7 +101,7 @@ def test_the_front_is_what_nothing_surpasses(places: list[tuple[int, int]]) -> N
         ({"k": 3}, "differ in neighbourhood size"),
     ],
 )
-def test_what_was_not_made_alike_is_refused_by_name(changes: dict[str, object], said: str) -> None:
+def test_what_was_not_made_alike_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(EvaluationError, match=said):
         Comparison([entry("a", 1.0), entry("b", 2.0, **changes)])
     with pytest.raises(EvaluationError, match="figures that were not made alike"):
@@ -133,7 +134,7 @@ def test_words_name_the_fronts_and_different_machines() -> None:
     assert not any("different machines" in sentence for sentence in comparison.words())
     other = Entry(
         "x", good.metrics, {}, good.frame, {**SUMMARY, "hardware": {**SUMMARY["hardware"], "device": "a GPU"}}
-    )  # type: ignore[dict-item]
+    )
     assert "a GPU, 2 threads; a processor, 2 threads" in Comparison([quick, other]).words()[-1]
 
 

@@ -399,3 +399,49 @@ def test_the_forecast_counts_scores(file: Path, trained: Path, tmp_path, monkeyp
     assert [scoring.work(seen) for seen in (0, 100, 250, 300)] == [n * 150 * 2 * 2 for n in (3, 2, 1, 0)]
     assert scoring.due(80, 100)
     assert not scoring.due(100, 120)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(file: Path, tmp_path_factory) -> Path:
+    """A GAN that learned no labels."""
+    out = tmp_path_factory.mktemp("runs") / "gan"
+    words = "train --preset gan --hidden 64 128 --images 4000 --batch 100 --generator-lr 1e-3"
+    assert run([*words.split(), "--data", str(file), "--out", str(out)]) == 0
+    return out
+
+
+def test_a_model_without_labels_is_scored_like_images_without(unlabelled: Path, file: Path, tmp_path) -> None:
+    figures = scored(unlabelled, file, tmp_path, "--n", "128", "--seed", "3", "--out", str(tmp_path / "report"))
+    assert figures["metrics"]["accuracy"] is None
+    assert figures["metrics"]["frechet_classes"] is None
+    assert figures["per_class"] == {}
+    frame = figures["frame"]
+    assert frame["network_evaluations"] == 1
+    assert frame.keys() & {"sampler", "steps", "scale", "schedule"} == set()
+    assert "</html>" in (tmp_path / "report" / "index.html").read_text()
+    images = pocketdiff.load(unlabelled)([10] * 128, range(3 << 32, (3 << 32) + 128))
+    np.savez(tmp_path / "drawn.npz", images=images[:, 0].numpy())
+    assert scored(tmp_path / "drawn.npz", file, tmp_path, "--seed", "3")["metrics"] == figures["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--cas", "--cas: "),
+        ("--scales 1,2", "--scales: goes with a diffusion model"),
+        ("--steps 4", "--steps: goes with a diffusion model"),
+        ("--sampler heun", "--sampler: goes with a diffusion model"),
+    ],
+)
+def test_what_a_gan_cannot_do_is_refused(words: str, message: str, unlabelled: Path, capsys) -> None:
+    fails(capsys, ["evaluate", str(unlabelled), *words.split()], 2, message)
+
+
+def test_training_scores_a_model_without_labels(file: Path, tmp_path) -> None:
+    words = "train --preset gan --hidden 16 --images 200 --batch 20 --evaluate-every 100 --evaluate-images 128"
+    assert run([*words.split(), "--data", str(file), "--out", str(tmp_path / "run")]) == 0
+    scores = [line["evaluation"] for line in lines(tmp_path / "run") if "evaluation" in line]
+    assert len(scores) == 2
+    assert all("frechet_train" in score and "accuracy" not in score for score in scores)
+    assert (tmp_path / "run/pictures/scores.png").exists()
+    assert (tmp_path / "run/summary.json").exists()

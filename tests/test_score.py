@@ -18,6 +18,7 @@ from pocketdiff.evaluate.score import (
     Sample,
     Score,
     controls,
+    draw,
     floor,
     labels_like,
     score,
@@ -379,6 +380,22 @@ def test_which_of_many_are_taken_does_not_depend_on_their_order(real: Sample) ->
     assert len(one) == 300
     assert rows(one) == rows(other) != rows(some_of(real, 300, 1))
     assert some_of(real, TEST, 0) is real
+
+
+def test_a_model_that_knows_no_labels_gives_images_without(reference: Reference) -> None:
+    from pocketdiff.config import GAN_PRESETS
+    from pocketdiff.generate import GanModel, build_gan
+
+    for preset, config in GAN_PRESETS.items():
+        model = GanModel(build_gan(config, reference.data.info).generator, config, reference.data.info)
+        sample, seeds = draw(model, reference, 30, 2), range(2 << 32, (2 << 32) + 30)
+        if preset == "gan":
+            assert sample.labels is None
+            assert torch.equal(sample.pixels, model([10] * 30, seeds))
+        else:
+            labels = labels_like(reference.data.train.labels, 30)
+            assert sample.labels.tolist() == labels
+            assert torch.equal(sample.pixels, model(labels, seeds))
 
 
 def trial(reference: Reference, distance: float, accuracy: float, **sampling) -> Trial:

@@ -217,12 +217,15 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> DiffusionModel
         raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
     tensors, about = read_tensors(path)
     version, kind = about.get("format"), about.get("kind")
+    strange = CheckpointError(
+        f"{path}: holds {kind!r} in format {version!r}, which this version does not read; use the one that wrote it"
+    )
     if version != _FORMAT or kind not in _KINDS:
-        raise CheckpointError(
-            f"{path}: holds {kind!r} in format {version!r}, which this version does not read; use the one that wrote it"
-        )
+        raise strange
     try:
         config = RunConfig.model_validate({name: about[name] for name in about.keys() - {"format", "kind"}})
+        if kind != config.train.kind:
+            raise strange
         model = build_model(config.train, config.data)
         model.net.load_state_dict(tensors)
     except (ValidationError, RuntimeError) as error:

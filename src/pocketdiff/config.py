@@ -207,7 +207,7 @@ class GanConfig(CommonConfig):
     the generator to have its images read as theirs; 0: none."""
     gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Weight of the squared gradient of the discriminator at real and at generated images; 0: none."""
-    penalty_every: int = Field(4, ge=1)
+    penalty_every: int = Field(8, ge=1)
     """Steps between two of these penalties, each then so many times as heavy."""
 
     generator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)

@@ -55,17 +55,18 @@ def train(state: TrainState[Gan], data: Images, config: GanConfig) -> Iterator[M
         x, label = data.batch(rng.visits(config.seed, ahead, len(data)))
         z = rng.normal(config.seed, rng.Stream.LATENT, ahead, (config.net.latent,)).to(x.device)
         fake = gan.generator(z, label)
-        of_real, of_fake = gan.discriminator(x, label), gan.discriminator(fake, label)
-        loss = lose(of_real.real, of_fake.real)
+        both = torch.cat([x, fake]), torch.cat([label, label])
+        verdict = gan.discriminator(*both)
+        loss = lose(*verdict.real.chunk(2))
         losses = {"discriminator_loss": loss.discriminator.detach(), "generator_loss": loss.generator.detach()}
-        if config.classification and of_real.classes is not None:
-            wrong = (F.cross_entropy(classes, label) for classes in (of_real.classes, of_fake.classes))
+        if config.classification and verdict.classes is not None:
+            wrong = (F.cross_entropy(classes, label) for classes in verdict.classes.chunk(2))
             loss = GanLosses(*(game + config.classification * task for game, task in zip(loss, wrong, strict=True)))
         of_generator = torch.autograd.grad(loss.generator, generator, retain_graph=True)
         of_discriminator = torch.autograd.grad(loss.discriminator, discriminator, materialize_grads=True)
         if config.gradient_penalty and state.step % config.penalty_every == 0:
-            penalties = [gradient_penalty(gan.discriminator, images.detach(), label) for images in (x, fake)]
-            weighted = config.gradient_penalty * config.penalty_every * torch.stack(penalties).sum()
+            penalty = gradient_penalty(gan.discriminator, both[0].detach(), both[1])
+            weighted = config.gradient_penalty * config.penalty_every * 2 * penalty
             more = torch.autograd.grad(weighted, discriminator, materialize_grads=True)
             of_discriminator = tuple(torch._foreach_add(of_discriminator, more))
         gradients = [*of_generator, *of_discriminator]

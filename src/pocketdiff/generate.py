@@ -72,6 +72,8 @@ class ImageModel(ABC):
     config: AnyConfig
     conditional: bool = True
     """Whether it draws the class that it is asked for."""
+    unconditional: bool = True
+    """Whether it draws without a label."""
 
     def __init__(self, net: nn.Module, config: AnyConfig, info: DataInfo) -> None:
         self.net, self.config, self.info = net, config, info
@@ -130,6 +132,8 @@ class ImageModel(ABC):
             raise RequestError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
         if strange := [label for label in wanted if not 0 <= label <= self.null]:
             raise RequestError(f"label {strange[0]} is none of the {self.null} classes, 0 to {self.null - 1}")
+        if not self.unconditional and self.null in wanted:
+            raise RequestError(f"this model draws nothing without a label: give one of 0 to {self.null - 1}")
         if not self.conditional and any(label != self.null for label in wanted):
             raise RequestError(f"this model learned no labels: give {self.null}, which stands for none, for each image")
         return wanted, keys
@@ -242,6 +246,7 @@ class GanModel(ImageModel):
         super().__init__(generator, config, info)
         self.generator = generator
         self.conditional = config.net.conditional
+        self.unconditional = not self.conditional
 
     def evaluations(self) -> int:
         """One."""
@@ -249,8 +254,6 @@ class GanModel(ImageModel):
 
     @torch.no_grad()
     def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
-        if self.conditional and self.null in labels:
-            raise RequestError(f"this model draws nothing without a label: give one of 0 to {self.null - 1}")
         z = rng.normal(0, rng.Stream.START, seeds, (self.config.net.latent,)).to(self.device)
         return _to_bytes(self.generator.eval()(z, torch.tensor(labels, dtype=torch.long, device=self.device)))
 

@@ -79,7 +79,13 @@ def walk(
         left = n - state.seen % n if config.epochs else length - state.seen
         ahead = range(state.seen, state.seen + min(config.batch, left))
         lr = config.learning_rate(state.seen, n)
-        losses = take_step(ahead, lr)
+        kept = [buffer.clone() for buffer in state.net.buffers()]  # What batch norm has seen, say.
+        try:
+            losses = take_step(ahead, lr)
+        except TrainingError:
+            for buffer, before in zip(state.net.buffers(), kept, strict=True):
+                buffer.copy_(before)
+            raise
         state.step += 1
         state.seen += len(ahead)
         update_ema(state.ema, state.net, state.step, config.ema)

@@ -23,7 +23,7 @@ def seconds_to_train(state: TrainState[Any], data: Images, config: AnyConfig) ->
 
     def work(count: int) -> None:
         trained = copy.deepcopy(state)
-        trained.seen = 0
+        trained.step, trained.seen = 1, 0  # Not a GAN's first step, to which the seldom penalty belongs.
         next(METHODS[config.kind].train(trained, data, config.model_copy(update={"batch": count})))
 
     return _seconds_each(work, min(config.batch, len(data) if config.epochs else config.length(len(data))))

@@ -4,7 +4,7 @@ import argparse
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,6 +95,8 @@ def _check_gan(flags: argparse.Namespace, model: GanModel) -> None:
     """
     if sampling := given(flags, SamplingConfig):
         raise UsageError(f"--{next(iter(sampling))}: goes with a diffusion model, and {flags.model} is a GAN")
+    if flags.out.suffix == ".gif":
+        raise UsageError(f"--out {flags.out}: a GIF shows the denoising, and {flags.model} is a GAN; take a .png")
     if flags.labels is not None and not model.conditional:
         raise UsageError(f"--labels {flags.labels}: {flags.model} learned no labels; leave them out")
 
@@ -159,14 +161,13 @@ def _write_png(job: Job, out: Path) -> None:
 
 
 def _write_gif(job: Job, out: Path) -> None:
-    if not isinstance(job.model, DiffusionModel):
-        raise UsageError(f"--out {out}: a GIF shows the denoising, and this model is a GAN; take a .png")
     if len(job.labels) > CHUNK:
         raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
-    steps, frames = len(job.model.grid()) - 1, []
+    model = cast(DiffusionModel, job.model)  # As main saw to.
+    steps, frames = len(model.grid()) - 1, []
     stride = steps // FRAMES if steps > 2 * FRAMES else None
     with Bar("denoising", steps) as bar:
-        for left, pixels in pictures.denoising(job.model, job.labels, job.seeds):
+        for left, pixels in pictures.denoising(model, job.labels, job.seeds):
             bar.update(steps - left)
             if pictures.is_frame(left, steps, stride):
                 frames.append(pixels)

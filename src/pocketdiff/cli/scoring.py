@@ -73,7 +73,8 @@ class Scoring:
         if not lines:
             return []
         path = folder / "scores.png"
-        panels = [(NAMES[name], {"": [(line["seen"], line["evaluation"][name]) for line in lines]}) for name in PLOTTED]
+        points = {name: [(line["seen"], line["evaluation"].get(name)) for line in lines] for name in PLOTTED}
+        panels = [(NAMES[name], {"": known}) for name, known in points.items() if all(y is not None for _, y in known)]
         marks = {NAMES[name]: value for name, value in self.floor.items() if name in PLOTTED}
         write_file(path, plots.png(plots.lines(panels, "images seen", marks)))
         return [path]

@@ -6,7 +6,7 @@ which draws the class it is asked for. What the two networks play for stands in 
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class MlpGanConfig(Frozen):
     conditional: ClassVar = False
     latent: int = Field(100, ge=1, le=4096)
     """Size of the noise vector that an image is made of."""
-    hidden: tuple[int, ...] = Field((256, 512, 1024), min_length=1, max_length=8)
+    hidden: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field((256, 512, 1024), min_length=1, max_length=8)
     """Widths of the generator's hidden layers; the discriminator's are the same from the other end."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (the labels go unheeded)
@@ -186,9 +186,8 @@ class ConvGenerator(nn.Module):
 class ConvDiscriminator(nn.Module):
     """Residual blocks at a half, a quarter, ... of the image's size; the label meets the features in a product.
 
-    No norm: the gradient penalty keeps it smooth. One feature is how much the images of a batch differ, which gives a
-    generator away that draws all alike (Karras et al. 2018, section 3). The product is the projection of Miyato and
-    Koyama 2018; the classes are read from the same features, as in Odena et al. 2017.
+    No norm: the gradient penalty keeps it smooth. The product is the projection of Miyato and Koyama 2018; the classes
+    are read from the same features, as in Odena et al. 2017.
 
     Args:
         shape: Of the images (c, h, w).
@@ -207,20 +206,19 @@ class ConvDiscriminator(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, stride=2, padding=1)
         smallest = [-(-side // (FOLD * self.multiple)) for side in (height, width)]
-        self.features = nn.Linear(widths[-1] * smallest[0] * smallest[1] + 1, 2 * widths[-1])
+        self.features = nn.Linear(widths[-1] * smallest[0] * smallest[1], 2 * widths[-1])
         self.logit = nn.Linear(2 * widths[-1], 1)
         self.label = nn.Embedding(num_classes, 2 * widths[-1])
         self.classes = nn.Linear(2 * widths[-1], num_classes)
 
     def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Verdict:
-        """How real the images look, as images of their labels, and what else they show; all are taken for one batch."""
+        """How real the images look, as images of their labels, and what they show."""
         height, width = x.shape[-2:]
         h = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         for shrink, block in zip(self.shrink, self.blocks, strict=True):
             h = block(shrink(F.pixel_unshuffle(h, FOLD).contiguous(memory_format=torch.channels_last)))
         h = F.leaky_relu(self.last(F.leaky_relu(h, _SLOPE)), _SLOPE).flatten(1)
-        differ = h.std(0, correction=0).mean().expand(len(h), 1)
-        features = F.leaky_relu(self.features(torch.cat([h, differ], 1)), _SLOPE)
+        features = F.leaky_relu(self.features(h), _SLOPE)
         real = self.logit(features)[:, 0] + (self.label(label) * features).sum(1)
         return Verdict(real, self.classes(features))
 
