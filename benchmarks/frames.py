@@ -70,14 +70,14 @@ def parameters(flags: argparse.Namespace) -> dict[str, list[str]]:
     """Equal weights, equal images."""
     words = ["--images", str(flags.images), "--pictures-every", "1"]
     return {
-        "gan": ["--preset", "gan", *words, "--hidden", *HIDDEN],
+        "gan": ["--preset", "gan", *words, *NARROW],
         "gan-conditional": ["--preset", "gan-conditional", *words],
         "laptop": ["--preset", "laptop", *words],
     }
 
 
-HIDDEN = ["128", "256", "256"]
-"""Hidden layers of a plain GAN of about 627,684 weights."""
+NARROW = ["--generator", "128", "256", "320", "--discriminator", "288", "64"]
+"""A plain GAN of about 627,684 weights: 625,905."""
 FRAMES = {"epochs": epochs, "clock": clock, "parameters": parameters}
 
 

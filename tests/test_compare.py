@@ -18,7 +18,7 @@ GAN = "--images 300 --batch 20 --pictures-every 1"
 def gans(file: Path, tmp_path_factory) -> list[Path]:
     """A GAN that knows labels, and one that does not."""
     folder = tmp_path_factory.mktemp("gans")
-    for preset, words in {"gan-conditional": "--widths 8 16", "gan": "--hidden 16 32"}.items():
+    for preset, words in {"gan-conditional": "--widths 8 16", "gan": "--generator 16 32 --discriminator 32 16"}.items():
         out = str(folder / preset)
         assert run(["train", "--preset", preset, "--data", str(file), "--out", out, *GAN.split(), *words.split()]) == 0
     return [folder / "gan-conditional", folder / "gan"]

@@ -28,7 +28,12 @@ from tests.test_train import assert_same, tensors
 
 SMALL = {
     "gan": GAN_PRESETS["gan"].model_copy(
-        update={"net": MlpGanConfig(latent=8, hidden=(16, 24)), "images": 92, "epochs": None, "batch": 8}
+        update={
+            "net": MlpGanConfig(latent=8, generator=(16, 24), discriminator=(24, 16)),
+            "images": 92,
+            "epochs": None,
+            "batch": 8,
+        }
     ),
     "gan-conditional": GAN_PRESETS["gan-conditional"].model_copy(
         update={"net": ConvGanConfig(latent=8, widths=(8, 16), embedding=16), "images": 92, "batch": 8}
@@ -219,7 +224,7 @@ def test_the_losses_told_are_those_of_the_game(tiny_data: Dataset) -> None:
 # The networks
 
 
-NETS = [MlpGanConfig(latent=8, hidden=(16, 24))] + [
+NETS = [MlpGanConfig(latent=8, generator=(16, 24), discriminator=(24, 16))] + [
     ConvGanConfig(latent=8, widths=(8,) * levels, embedding=16) for levels in (1, 2, 3)
 ]
 
@@ -575,7 +580,7 @@ def test_the_plain_preset_is_the_comparisons_gan(mnist: Dataset) -> None:
 
 
 WORDS = {
-    "gan": "--hidden 16 24 --images 92 --batch 8",
+    "gan": "--net.generator 16 24 --net.discriminator 24 16 --images 92 --batch 8",
     "gan-conditional": "--net.widths 8 --embedding 8 --images 92 --batch 8",
 }
 
@@ -687,7 +692,7 @@ def test_a_rate_that_is_too_high_ends_with_advice(tiny_file: Path, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--preset gan --hidden 0", "--net.hidden 0"),
+        ("--preset gan --net.generator 0", "--net.generator 0"),
         ("--preset gan --net.widths 8", "--net.widths 8"),
         ("--preset gan-conditional --net.widths 12", "--net.widths 12: widths must be multiples of 8"),
         ("--preset gan --loss wasserstein", "'nonsaturating' or 'relativistic'"),

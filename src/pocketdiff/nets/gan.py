@@ -73,6 +73,10 @@ class Gan(nn.Module):
         self.generator, self.discriminator = generator, discriminator
 
 
+Hidden = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(min_length=1, max_length=8)]
+"""Widths of hidden layers."""
+
+
 class MlpGanConfig(Frozen):
     """The plain GAN of multilayer perceptrons, without labels."""
 
@@ -80,12 +84,14 @@ class MlpGanConfig(Frozen):
     conditional: ClassVar = False
     latent: int = Field(100, ge=1, le=4096)
     """Size of the noise vector that an image is made of."""
-    hidden: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field((256, 512, 1024), min_length=1, max_length=8)
-    """Widths of the generator's hidden layers; the discriminator's are the same from the other end."""
+    generator: Hidden = (256, 512, 1024)
+    """Widths of the generator's hidden layers."""
+    discriminator: Hidden = (512, 256)
+    """Widths of the discriminator's hidden layers."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (the labels go unheeded)
         """The networks, newly initialised, for images of this shape (c, h, w)."""
-        return Gan(MlpGenerator(shape, self.latent, self.hidden), MlpDiscriminator(shape, self.hidden))
+        return Gan(MlpGenerator(shape, self.latent, self.generator), MlpDiscriminator(shape, self.discriminator))
 
 
 class MlpGenerator(nn.Module):
@@ -95,7 +101,7 @@ class MlpGenerator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((latent, *hidden)):
-            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.LeakyReLU(_SLOPE)]
+            layers += [nn.Linear(inputs, outputs), BatchNorm(outputs), nn.LeakyReLU(_SLOPE)]
         size = torch.Size(shape)
         self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], size.numel()), nn.Tanh(), nn.Unflatten(1, size))
 
@@ -104,12 +110,22 @@ class MlpGenerator(nn.Module):
         return self.layers(z)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm; a batch of a single image, which has no spread, is scaled by what was seen before."""
+
+    def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b f"]:
+        """Features of about unit variance."""
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class MlpDiscriminator(nn.Module):
     """Fully connected layers with leaky ReLUs."""
 
     def __init__(self, shape: tuple[int, int, int], hidden: tuple[int, ...]) -> None:
         super().__init__()
-        widths = (torch.Size(shape).numel(), *reversed(hidden))
+        widths = (torch.Size(shape).numel(), *hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(_SLOPE)]
