@@ -1,11 +1,15 @@
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pocketdiff.cli import run
+from pocketdiff.cli import compare, run
+from pocketdiff.cli.flags import UsageError
 from pocketdiff.data import Dataset
 from tests.test_evaluate import cache, data, fails, file, scored, trained
 
@@ -53,7 +57,7 @@ def test_figures_are_those_of_evaluate_and_costs_those_of_the_run(
     assert all(f"- {sentence}" in table for sentence in found["words"])
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<svg") == 2
-    assert "After 1 epoch" in page
+    assert "<h3>Epoch 1</h3>" in page
     assert f"wrote {tmp_path / 'report' / 'index.html'}" in said
 
 
@@ -110,6 +114,27 @@ def test_runs_of_one_name_are_told_apart(gans: list[Path], tmp_path, monkeypatch
 )
 def test_each_fault_is_one_sentence(words: str, message: str, gans: list[Path], capsys) -> None:
     fails(capsys, [word.format(run=gans[0]) for word in words.split()], 2, message)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["metrics", "intervals", "floor", "frame", "n", "accuracy"]), inner, max_size=5
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_score_or_one_sentence(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "score.json")
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"score.json: is not what evaluate --json wrote"):
+            compare._read("score", path)
 
 
 def test_what_is_there_is_not_replaced_unasked(gans: list[Path], tmp_path, capsys) -> None:

@@ -16,7 +16,7 @@ from pocketdiff.evaluate.score import Sample
 FRAME = {
     "n": 1000, "k": 5, "data": "mnist", "data_sha256": "a" * 64, "feature_network": "features-1",
     "label_network": "reader-1", "feature_network_sha256": "b" * 64, "label_network_sha256": "c" * 64,
-    "network_evaluations": 1,
+    "network_evaluations": 1, "floor_images": 1000,
 }  # fmt: skip
 SUMMARY: dict[str, Any] = {
     "parameters": 5000, "training_seconds": 60.0, "images_seen": 900, "images_per_second": 15.0,
@@ -122,6 +122,11 @@ def test_words_tell_which_differences_are_more_than_chance() -> None:
     assert apart.endswith("; the difference exceeds its interval.")
 
 
+def test_words_warn_where_real_images_are_fewer() -> None:
+    words = Comparison([entry("a", 1.0, floor_images=200), entry("b", 2.0)]).words()
+    assert any(sentence.startswith("The test split holds 200 images") for sentence in words)
+
+
 def test_words_name_the_fronts_and_different_machines() -> None:
     quick, good, poor = entry("quick", 9.0, 10.0), entry("good", 1.0, 100.0), entry("poor", 9.5, 200.0, drawing=0.1)
     comparison = Comparison([quick, good, poor])
@@ -168,7 +173,7 @@ def test_the_page_shows_the_epochs_that_all_have_and_asks_for_nothing_outside(ti
     )
     third = Entry("three", entry("", 3.0).metrics, {}, FRAME, {}, None)
     page = Comparison([first, second, third], shown).page()
-    assert [f"After {epoch + 1} epoch" in page for epoch in range(20)] == [
+    assert [f"<h3>Epoch {epoch + 1}</h3>" in page for epoch in range(20)] == [
         epoch in (0, 6, 12, 18) for epoch in range(20)
     ]
     assert "&lt;one&gt;" in page

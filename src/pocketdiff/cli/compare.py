@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, s
 from pocketdiff.cli.evaluate import add_scored, check_trained_on, draw_sample, find_data, frame
 from pocketdiff.cli.flags import Parser, UsageError
 from pocketdiff.cli.gallery import ZOOM, views
-from pocketdiff.evaluate.comparison import Comparison, Entry, check_alike
+from pocketdiff.evaluate.comparison import SAME, Comparison, Entry, check_alike
 from pocketdiff.evaluate.distances import Estimate
 from pocketdiff.evaluate.reference import Reference
 from pocketdiff.evaluate.report import Picture, grid
@@ -106,19 +107,28 @@ def _read(name: str, path: Path) -> Entry:
     try:
         found = json.loads(path.read_bytes())
         metrics = {
-            figure: None if value is None else Estimate(float(value), *map(float, found["intervals"][figure]))
+            figure: None if value is None else Estimate(_finite(value), *map(_finite, found["intervals"][figure]))
             for figure, value in found["metrics"].items()
         }
         real: Metrics = {
-            figure: None if value is None else Estimate(*[float(value)] * 3) for figure, value in found["floor"].items()
+            figure: None if value is None else Estimate(*[_finite(value)] * 3)
+            for figure, value in found["floor"].items()
         }
-        return Entry(name, metrics, real, {**found["frame"], "n": int(found["frame"]["n"])}, {})
+        facts = {fact: found["frame"][fact] for fact in ("feature_network", "label_network", *SAME)}
+        counts = {fact: int(found["frame"][fact]) for fact in ("n", "floor_images")}
     except FileNotFoundError as error:
         raise UsageError(
             f"{path}: no such file; give a finished run, a model file or what evaluate --json wrote"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: is not what evaluate --json wrote for one model") from error
+    return Entry(name, metrics, real, {**found["frame"], **facts, **counts}, {})
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError("a figure is a finite number")
+    return number
 
 
 def _score(

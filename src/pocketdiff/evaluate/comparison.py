@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pocketdiff import plots
 from pocketdiff.evaluate.distances import Estimate, EvaluationError
-from pocketdiff.evaluate.report import MEANINGS, NAMES, Picture, interval, render, written, written_frame
+from pocketdiff.evaluate.report import MEANINGS, NAMES, Picture, fewer, interval, render, written, written_frame
 from pocketdiff.evaluate.score import Metrics
 
 COMPARED = ("frechet_train", "kernel_train", "accuracy", "precision", "recall", "memorized_share")
@@ -121,6 +121,8 @@ class Comparison:
         """What the figures say, in sentences: which differences are more than chance."""
         sentences = [said for name in COMPARED if (said := self._ranking(name))]
         sentences += self._front_words()
+        if caution := fewer(self.entries[0].frame):
+            sentences.append(f"{caution[0].upper()}{caution[1:]}.")
         machines = {_machine(entry) for entry in self.entries if entry.summary}
         if len(machines) > 1:
             sentences.append(

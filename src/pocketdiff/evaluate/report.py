@@ -140,8 +140,8 @@ class Evaluation:
             [row["name"], row["value"], row["interval"], row["floor"], *row["controls"]]
             for row in _rows(self.score.metrics, floor, self.controls)
         ]
-        fewer = _fewer(self.frame)
-        return f"{_headline(self.frame)}\n\n{_aligned([header, *rows])}\n" + (f"\n{fewer}\n" if fewer else "")
+        caution = fewer(self.frame)
+        return f"{_headline(self.frame)}\n\n{_aligned([header, *rows])}\n" + (f"\n{caution}\n" if caution else "")
 
     def page(self) -> str:
         """The whole evaluation as one HTML page."""
@@ -154,7 +154,7 @@ class Evaluation:
             headline=_headline(self.frame),
             verdict=self.verdict(),
             real=_real(self.frame),
-            fewer=_fewer(self.frame),
+            fewer=fewer(self.frame),
             controls=[name.replace("_", " ") for name in self.controls],
             rows=_rows(scored.metrics, self.floor.metrics if self.floor else {}, self.controls),
             grid=grid(sample, info),
@@ -414,7 +414,7 @@ def _real(frame: Mapping[str, Any]) -> str:
     return f"{frame['floor_images']:,} real images"
 
 
-def _fewer(frame: Mapping[str, Any]) -> str | None:
+def fewer(frame: Mapping[str, Any]) -> str | None:
     """A word of caution where there are fewer real images than images."""
     if frame["floor_images"] >= frame["n"]:
         return None
