@@ -38,7 +38,9 @@ def figures(preset: str, seed: int, runs: Path, n: int) -> dict[str, dict[str, f
 
 
 def written(name: str, values: list[float]) -> str:
-    """Mean and spread: the standard deviation between seeds."""
+    """Mean and spread: the standard deviation between seeds; nothing where a model has no such figure."""
+    if None in values:
+        return ""
     mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{mean:.2%} ± {spread:.2%}" if name in SHARES else f"{mean:.3f} ± {spread:.3f}"
 
