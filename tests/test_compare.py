@@ -1,4 +1,6 @@
+import base64
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pocketdiff.checkpoint import load
 from pocketdiff.cli import compare, run
 from pocketdiff.cli.flags import UsageError
 from pocketdiff.data import Dataset
@@ -77,6 +80,7 @@ def test_scores_of_evaluate_can_be_compared_where_they_were_made_alike(
     assert both["runs"]["gan-conditional"]["metrics"] == found["runs"]["b"]["metrics"]
     fails(capsys, ["compare", a, c], 2, "a and c differ in number of images (--n): 150 and 140")
     fails(capsys, ["compare", a, str(gans[0]), "--n", "160"], 2, "a and gan-conditional differ in number of images")
+    fails(capsys, ["compare", a, str(gans[0]), "--n", "160", "--out", str(tmp_path / "none")], 2, "differ in")
     assert not (tmp_path / "none").exists()
 
 
@@ -88,12 +92,36 @@ def test_models_of_other_data_are_refused_by_name(trained: Path, data: Dataset, 
     fails(capsys, ["compare", str(trained), other, "--n", "150"], 2, "tiny and other differ in data: ")
 
 
-def test_runs_of_one_name_are_told_apart(gans: list[Path], tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(gans[0].parent)
-    (tmp_path / "gan").symlink_to(gans[0])
-    found = compared(tmp_path / "report", "gan", "gan-conditional/model.safetensors")
-    assert list(found["runs"]) == ["gan", "model"]
-    assert found["runs"]["model"]["training"] == {}
+def test_runs_of_one_name_are_told_apart(gans: list[Path], tmp_path, monkeypatch, capsys) -> None:
+    for place, run_folder in zip("ab", gans, strict=True):
+        shutil.copytree(run_folder, tmp_path / place / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("a/run")
+    found = compared(tmp_path / "report", "a/run", "b/run/model.safetensors")
+    assert list(found["runs"]) == ["a/run", "b/run/model.safetensors"]
+    assert found["runs"]["b/run/model.safetensors"]["training"] == {}
+    fails(capsys, ["compare", "a/run", "link"], 2, "is named twice")
+    assert compared(tmp_path / "one", "b/run/model.safetensors")["runs"].keys() == {"run"}
+
+
+def test_spoilt_summaries_and_pictures_cost_nothing_but_themselves(gans: list[Path], tmp_path, capsys) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(gans[0], spoilt)
+    (spoilt / "pictures" / "image_ep0.png").write_bytes(b"no picture")
+    for content in (b"", b"[]", b'{"training_seconds": "soon"}', b'{"parameters": 1e999}', b'{"hardware": "x"}'):
+        (spoilt / "summary.json").write_bytes(content)
+        found = compared(tmp_path / f"report{len(content)}", str(spoilt))
+        assert found["runs"]["spoilt"]["costs"]["training_seconds"] is None
+        assert found["runs"]["spoilt"]["costs"]["trained_on"] is None
+    assert "summary.json: is spoilt" in capsys.readouterr().err
+
+
+def test_of_several_strengths_the_one_next_to_the_models_scale_is_shown(trained: Path) -> None:
+    model = load(trained)
+    assert model.config.sampling.scale == 2.4
+    shown = compare._pictures(trained, model)
+    assert {picture.alt for picture in shown.values()} == {"w = 2"}
+    assert base64.b64decode(shown[0].data) == (trained / "pictures" / "image_ep0_w2.png").read_bytes()
 
 
 @pytest.mark.parametrize(

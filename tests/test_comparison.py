@@ -130,17 +130,33 @@ def test_words_warn_where_real_images_are_fewer() -> None:
 def test_words_name_the_fronts_and_different_machines() -> None:
     quick, good, poor = entry("quick", 9.0, 10.0), entry("good", 1.0, 100.0), entry("poor", 9.5, 200.0, drawing=0.1)
     comparison = Comparison([quick, good, poor])
-    assert "Distance against seconds of training: nothing here is both nearer and faster than quick and good." in (
-        comparison.words()
-    )
+    said = "Distance against seconds of training: none is both nearer and faster than any of quick and good"
+    assert f"{said}, intervals aside." in comparison.words()
     assert comparison.json()["fronts"] == {
         "training_seconds": ["quick", "good"], "sampling_seconds": ["poor", "good"]
     }  # fmt: skip
-    assert not any("different machines" in sentence for sentence in comparison.words())
-    other = Entry(
-        "x", good.metrics, {}, good.frame, {**SUMMARY, "hardware": {**SUMMARY["hardware"], "device": "a GPU"}}
+    assert not any("same machine" in sentence for sentence in comparison.words())
+    gpu = {**SUMMARY["hardware"], "device": "a GPU"}
+    elsewhere = Entry("x", good.metrics, {}, good.frame, {**SUMMARY, "hardware": gpu})
+    assert any(
+        sentence.startswith("Not all were trained on the same machine (a GPU, 2 threads; a processor, 2 threads)")
+        for sentence in Comparison([quick, elsewhere]).words()
     )
-    assert "a GPU, 2 threads; a processor, 2 threads" in Comparison([quick, other]).words()[-1]
+    drawn = [entry("a", 1.0, drawn_on=SUMMARY["hardware"]), entry("b", 2.0, drawn_on=gpu)]
+    assert any("drawn on the same machine" in sentence for sentence in Comparison(drawn).words())
+
+
+def test_words_end_with_what_the_intervals_leave_out_and_one_model_is_compared_with_nothing() -> None:
+    assert "another training seed" in Comparison([entry("a", 1.0), entry("b", 9.0)]).words()[-1]
+    assert Comparison([entry("a", 1.0)]).words() == []
+    assert "What the figures say" not in Comparison([entry("a", 1.0)]).page()
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_can_be_drawn() -> None:
+    page = Comparison([entry("a$b_$c", 0.0, drawing=0.0), entry("<b> & c", 2.0)]).page()
+    assert "a$b_$c" in page
+    assert "<b>" not in page
 
 
 def test_the_table_is_markdown_with_a_cell_for_each() -> None:
@@ -158,7 +174,7 @@ def test_json_holds_every_figure_cost_and_difference() -> None:
     assert found["runs"]["a"]["metrics"]["frechet_train"] == 1.0
     assert found["runs"]["a"]["intervals"]["frechet_train"] == [0.5, 1.5]
     assert found["runs"]["a"]["costs"]["sampling_seconds"] == 2.0
-    assert found["runs"]["a"]["costs"]["hardware"] == "a processor, 2 threads"
+    assert found["runs"]["a"]["costs"]["trained_on"] == "a processor, 2 threads"
     assert {row["figure"] for row in found["differences"]} == set(COMPARED)
     (gap,) = (row for row in found["differences"] if row["figure"] == "frechet_train")
     assert (gap["runs"], gap["difference"], gap["exceeds_its_interval"]) == (["a", "b"], -1.0, True)
@@ -180,3 +196,5 @@ def test_the_page_shows_the_epochs_that_all_have_and_asks_for_nothing_outside(ti
     assert "<one>" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert page.count("<svg") == 1  # nothing is known of how long drawing took
+    assert "sampler" not in page
+    assert re.search(r"<dt>training</dt><dd>[^<]*images seen 900", page.replace("_", " "))

@@ -405,7 +405,7 @@ def test_the_forecast_counts_scores(file: Path, trained: Path, tmp_path, monkeyp
 def unlabelled(file: Path, tmp_path_factory) -> Path:
     """A GAN that learned no labels."""
     out = tmp_path_factory.mktemp("runs") / "gan"
-    words = "train --preset gan --hidden 64 128 --images 4000 --batch 100 --generator-lr 1e-3"
+    words = "train --preset gan --generator 64 128 --discriminator 128 64 --images 4000 --batch 100 --generator-lr 1e-3"
     assert run([*words.split(), "--data", str(file), "--out", str(out)]) == 0
     return out
 
@@ -438,7 +438,8 @@ def test_what_a_gan_cannot_do_is_refused(words: str, message: str, unlabelled: P
 
 
 def test_training_scores_a_model_without_labels(file: Path, tmp_path) -> None:
-    words = "train --preset gan --hidden 16 --images 200 --batch 20 --evaluate-every 100 --evaluate-images 128"
+    words = "train --preset gan --generator 16 --discriminator 16 --images 200 --batch 20"
+    words += " --evaluate-every 100 --evaluate-images 128"
     assert run([*words.split(), "--data", str(file), "--out", str(tmp_path / "run")]) == 0
     scores = [line["evaluation"] for line in lines(tmp_path / "run") if "evaluation" in line]
     assert len(scores) == 2

@@ -176,7 +176,7 @@ def restore_checkpoint(path: Path, state: TrainState[Any], config: RunConfig) ->
         for slot, tensor in safetensors.torch.load_file(path / "optimizers.safetensors").items():
             number, name, key = slot.split("/")
             state.optimizers[int(number)].state[parameters[name]][key] = _laid_out_as(parameters[name], tensor)
-    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{path}: was saved by another version of the network's code; take a new --out"
         ) from error

@@ -206,7 +206,7 @@ class GanConfig(CommonConfig):
     """Weight of a second task, where the discriminator also reads classes: it learns to read real images' labels, and
     the generator to have its images read as theirs; 0: none."""
     gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Weight of the squared gradient of the discriminator at real and at generated images; 0: none."""
+    """Weight of half the squared gradient of the discriminator, at real and at generated images; 0: none."""
     penalty_every: int = Field(8, ge=1)
     """Steps between two of these penalties, each then so many times as heavy."""
 
@@ -220,6 +220,12 @@ class GanConfig(CommonConfig):
     """How much of Adam's mean of squared gradients stays at a step."""
     lr_decay: bool = True
     """Whether the learning rates fall to zero, linearly, in the run."""
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> "GanConfig":
+        if self.classification and not self.net.conditional:
+            raise ValueError(f"a {self.net.kind} discriminator reads no classes: classification must be 0")
+        return self
 
     def learning_rate(self, seen: int, n: int) -> float:
         """Share of the peak learning rates after ``seen`` images, of ``n`` that there are."""
@@ -285,6 +291,7 @@ GAN_PRESETS: dict[str, GanConfig] = {
         pictures_every=1,
         net=MlpGanConfig(),
         loss="nonsaturating",
+        classification=0.0,
         gradient_penalty=0.0,
         generator_lr=1e-4,
         discriminator_lr=1e-4,

@@ -47,15 +47,15 @@ def train(state: TrainState[Gan], data: Images, config: GanConfig) -> Iterator[M
     Raises:
         TrainingError: If a loss or a gradient is not finite; the state is then as the last step left it.
     """
-    gan = state.net.train()
+    gan = state.net
     generator, discriminator = (list(net.parameters()) for net in (gan.generator, gan.discriminator))
     lose = LOSSES[config.loss]
 
     def step(ahead: range, lr: float) -> Losses:
-        x, label = data.batch(rng.visits(config.seed, ahead, len(data)))
-        z = rng.normal(config.seed, rng.Stream.LATENT, ahead, (config.net.latent,)).to(x.device)
+        x0, label = data.batch(rng.visits(config.seed, ahead, len(data)))
+        z = rng.normal(config.seed, rng.Stream.LATENT, ahead, (config.net.latent,)).to(x0.device)
         fake = gan.generator(z, label)
-        both = torch.cat([x, fake]), torch.cat([label, label])
+        both = torch.cat([x0, fake]), torch.cat([label, label])
         verdict = gan.discriminator(*both)
         loss = lose(*verdict.real.chunk(2))
         losses = {"discriminator_loss": loss.discriminator.detach(), "generator_loss": loss.generator.detach()}

@@ -80,6 +80,7 @@ def walk(
         ahead = range(state.seen, state.seen + min(config.batch, left))
         lr = config.learning_rate(state.seen, n)
         kept = [buffer.clone() for buffer in state.net.buffers()]  # What batch norm has seen, say.
+        state.net.train()  # Whoever drew with it in between left it otherwise.
         try:
             losses = take_step(ahead, lr)
         except TrainingError:

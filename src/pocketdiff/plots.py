@@ -84,7 +84,8 @@ def front(
     up: str,
     mark: float | None = None,
 ) -> "Figure":
-    """Named points with intervals, on logarithmic axes, and a line that joins the best of them.
+    """Named points with intervals, and a line that joins the best of them; places that are far apart stand on a
+    logarithmic axis.
 
     Args:
         points: By name, the place on the horizontal axis, the height, and the height's interval, low and high.
@@ -96,14 +97,21 @@ def front(
     figure, (axis,) = _panels(1)
     for name, (x, y, low, high) in points.items():
         axis.errorbar(x, y, [[y - low], [high - y]], marker="o", markersize=5, capsize=3, linestyle="none")
-        axis.annotate(name, (x, y), (6, 4), textcoords="offset points", fontsize="small")
+        axis.annotate(name, (x, y), (6, 4), textcoords="offset points", fontsize="small", parse_math=False)
     x, y = zip(*(points[name][:2] for name in best), strict=True)
     axis.plot(x, y, color="grey", linewidth=1, zorder=0)
     if mark is not None:
         axis.axhline(mark, color="grey", linewidth=1, linestyle="--")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.margins(x=0.25)
+    for name, places in (
+        ("x", [point[0] for point in points.values()]),
+        ("y", [height for point in points.values() for height in point[1::2]]),
+    ):
+        if 0 < _WIDE * min(places) < max(places):
+            axis.set(**{f"{name}scale": "log"})
+        else:
+            axis.set(**{f"{name}lim": (0, 1.3 * max(places) or 1.0)})
+        getattr(axis, f"{name}axis").set_major_formatter("{x:g}")
+    axis.margins(x=0.3, y=0.15)
     axis.set_xlabel(across)
     axis.set_title(up, fontsize="medium")
     return figure

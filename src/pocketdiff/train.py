@@ -73,7 +73,7 @@ def train(state: TrainState[Denoiser], data: Images, config: TrainConfig) -> Ite
     Raises:
         TrainingError: If the loss or a gradient is not finite; the state is then as the last step left it.
     """
-    denoiser = state.net.train()
+    denoiser = state.net
     parameters = list(denoiser.parameters())
 
     def step(ahead: range, lr: float) -> Losses:

@@ -1,22 +1,24 @@
 """``pocketdiff compare``: models side by side, scored alike, with what each of them costs."""
 
 import argparse
+import contextlib
 import json
 import math
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from pocketdiff.checkpoint import load
+from pocketdiff.checkpoint import MODEL_FILE, load
 from pocketdiff.cli.classifiers import add_data, pick_classifiers
-from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, say
+from pocketdiff.cli.console import Work, make_room, pick_device, say, warn
 from pocketdiff.cli.evaluate import add_scored, check_trained_on, draw_sample, find_data, frame
 from pocketdiff.cli.flags import Parser, UsageError
 from pocketdiff.cli.gallery import ZOOM, views
+from pocketdiff.data import Dataset
 from pocketdiff.evaluate.comparison import SAME, Comparison, Entry, check_alike
 from pocketdiff.evaluate.distances import Estimate
 from pocketdiff.evaluate.reference import Reference
@@ -26,7 +28,7 @@ from pocketdiff.files import write_file
 from pocketdiff.generate import DiffusionModel, GanModel
 
 DESCRIPTION = """Scores models alike and sets them side by side: how near to real images they come, how varied they are,
-how well they heed labels, what they cost in training and in drawing; and says which differences are more than chance.
+how well they heed labels, what they cost in training and in drawing; and says which differences exceed their intervals.
 RUN is a finished run, a model file, or what evaluate --json wrote."""
 
 EXAMPLES = """examples:
@@ -36,30 +38,52 @@ EXAMPLES = """examples:
 """
 
 Model = DiffusionModel | GanModel
+WRITTEN: dict[str, Callable[[Comparison], str]] = {
+    "index.html": Comparison.page,
+    "table.md": Comparison.table,
+    "comparison.json": lambda comparison: json.dumps(comparison.json(), indent=2, allow_nan=False) + "\n",
+}
+"""What --out writes."""
+NUMBERS = (
+    "parameters", "training_seconds", "images_seen", "images_per_second", "peak_memory_bytes", "peak_gpu_memory_bytes",
+)  # fmt: skip
+"""The numbers that a summary must have, or none in their place."""
 
 
 def main(arguments: list[str]) -> int:
     """Parses the flags, draws and scores, writes, and returns the exit status."""
     flags = _parse(arguments)
-    flags.began = time.perf_counter()
     paths = _named(flags.runs)
-    read = {name: _read(name, path) for name, path in paths.items() if path.suffix == ".json"}
-    models = {name: load(path, pick_device(flags.device)) for name, path in paths.items() if name not in read}
-    check_alike({name: entry.frame for name, entry in read.items()})
-    outputs = _make_room(flags)
+    entries = {name: _read(name, path) for name, path in paths.items() if path.suffix == ".json"}
+    models = {name: load(path, pick_device(flags.device)) for name, path in paths.items() if name not in entries}
+    source, data = _data(flags, models, paths) if models else ("", None)
+    to_come = {} if data is None else {next(iter(models)): {"data_sha256": data.info.sha256, "n": flags.n, "k": K}}
+    check_alike({**{name: entry.frame for name, entry in entries.items()}, **to_come})
+    outputs = {} if flags.out is None else {flags.out / name: "--out" for name in WRITTEN}
+    make_room(outputs, flags.overwrite)
     real = None
-    if models:
-        made, real = _score(flags, {name: paths[name] for name in models}, models, read)
-        read |= made
-    comparison = Comparison([read[name] for name in paths], real)
+    if data is not None:
+        classifiers = pick_classifiers(data)
+        for name in to_come:
+            to_come[name] |= {
+                "feature_network_sha256": classifiers.features.sha256,
+                "label_network_sha256": classifiers.reader.sha256,
+            }
+        check_alike({**{name: entry.frame for name, entry in entries.items()}, **to_come})
+        known = {name: (_summary(paths[name]), _pictures(paths[name], model)) for name, model in models.items()}
+        with Work() as work:
+            reference = Reference.of(data, classifiers, track=work)
+            lowest = floor(reference, flags.n, flags.seed, work)
+            for name, model in models.items():
+                entry = _score(flags, name, paths[name], model, reference, source, work)
+                summary, shown = known[name]
+                floored = lowest.metrics if lowest else {}
+                entries[name] = replace(entry, floor=floored, summary=summary, pictures=shown)
+        real = grid(Sample(data.test.pixels, data.test.labels), data.info, zoom=1)
+    comparison = Comparison([entries[name] for name in paths], real)
     say(comparison.table())
-    contents = {
-        "index.html": comparison.page,
-        "table.md": comparison.table,
-        "comparison.json": lambda: json.dumps(comparison.json(), indent=2, allow_nan=False) + "\n",
-    }
     for path in outputs:
-        write_file(path, contents[path.name]())
+        write_file(path, WRITTEN[path.name](comparison))
         say(f"wrote {path}")
     return 0
 
@@ -81,21 +105,9 @@ def _named(runs: list[Path]) -> dict[str, Path]:
     """Each run under the shortest name that tells it from the others."""
     if twice := [run for run in runs if [other.resolve() for other in runs].count(run.resolve()) > 1]:
         raise UsageError(f"{twice[0]}: is named twice; name each run once")
-    short = [run.resolve().name.removesuffix(".safetensors").removesuffix(".json") for run in runs]
-    return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
-
-
-def _make_room(flags: argparse.Namespace) -> list[Path]:
-    """Sees, before the work, that its outputs can be written after it."""
-    if flags.out is None:
-        return []
-    outputs = [flags.out / name for name in ("index.html", "table.md", "comparison.json")]
-    make_folder(flags.out)
-    for path in outputs:
-        check_free(path, flags.overwrite)
-    if not os.access(flags.out, os.W_OK):
-        raise UsageError(f"--out {flags.out}: nothing can be written there; take another --out")
-    return outputs
+    short = [(run.parent if run.name == MODEL_FILE else run).resolve().name.removesuffix(".json") for run in runs]
+    names = short if len(set(short)) == len(short) else [str(run) for run in runs]
+    return dict(zip(names, runs, strict=True))
 
 
 def _read(name: str, path: Path) -> Entry:
@@ -115,14 +127,17 @@ def _read(name: str, path: Path) -> Entry:
             for figure, value in found["floor"].items()
         }
         facts = {fact: found["frame"][fact] for fact in ("feature_network", "label_network", *SAME)}
-        counts = {fact: int(found["frame"][fact]) for fact in ("n", "floor_images")}
+        facts |= {fact: int(found["frame"][fact]) for fact in ("n", "floor_images")}
+        for fact in ("drawing_seconds", "network_evaluations"):
+            facts[fact] = _finite(found["frame"][fact]) if fact in found["frame"] else None
+        facts["drawn_on"] = _hardware(found["frame"].get("drawn_on"))
     except FileNotFoundError as error:
         raise UsageError(
             f"{path}: no such file; give a finished run, a model file or what evaluate --json wrote"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: is not what evaluate --json wrote for one model") from error
-    return Entry(name, metrics, real, {**found["frame"], **facts, **counts}, {})
+    return Entry(name, metrics, real, {**found["frame"], **facts}, {})
 
 
 def _finite(value: Any) -> float:
@@ -131,57 +146,60 @@ def _finite(value: Any) -> float:
     return number
 
 
-def _score(
-    flags: argparse.Namespace, paths: Mapping[str, Path], models: Mapping[str, Model], read: Mapping[str, Entry]
-) -> tuple[dict[str, Entry], Picture]:
-    """Every model's entry, and real images to see beside theirs."""
+def _hardware(facts: Any) -> dict[str, Any] | None:
+    """A machine as `records.hardware` writes it; none where it is not told, or not so."""
+    told = isinstance(facts, dict) and isinstance(facts.get("threads"), int)
+    return facts if told and all(isinstance(facts.get(word), str) for word in ("cpu", "device")) else None
+
+
+def _data(flags: argparse.Namespace, models: Mapping[str, Model], paths: Mapping[str, Path]) -> tuple[str, Dataset]:
+    """The name and the data set that all models were trained on.
+
+    Raises:
+        EvaluationError: If they were not all trained on the same.
+        UsageError: If one was not trained on the data of the flags.
+    """
     first = next(iter(models))
     source, data = find_data(flags, models[first])
     for name, model in models.items():
-        if model.info.sha256 not in {None, data.info.sha256} and not hasattr(flags, "data"):
+        if model.info.sha256 is not None and not hasattr(flags, "data"):
             check_alike({first: {"data_sha256": data.info.sha256}, name: {"data_sha256": model.info.sha256}})
         check_trained_on(paths[name], model, data)
-    classifiers = pick_classifiers(data)
-    to_come = {
-        "data_sha256": data.info.sha256,
-        "feature_network_sha256": classifiers.features.sha256,
-        "label_network_sha256": classifiers.reader.sha256,
-        "n": flags.n,
-        "k": K,
-    }
-    check_alike({**{name: entry.frame for name, entry in read.items()}, first: to_come})
-    entries = {}
-    with Work() as work:
-        reference = Reference.of(data, classifiers, track=work)
-        lowest = floor(reference, flags.n, flags.seed, work)
-        for name, model in models.items():
+    return source, data
 
-            def track(what: str, done: int, total: int, name: str = name) -> None:
-                work(f"{name}: {what}", done, total)
 
-            sample, drawn = draw_sample(model, reference, flags.n, flags.seed, track)
-            scored = score(sample, reference, flags.seed, track)
-            entries[name] = Entry(
-                name,
-                scored.metrics,
-                lowest.metrics if lowest else {},
-                frame(flags, paths[name], reference, flags.n, {"data": source, **drawn}),
-                _summary(paths[name]),
-                sum(weight.numel() for weight in model.net.parameters()),
-                grid(sample, data.info, zoom=1),
-                _pictures(paths[name], model),
-            )
-    test = data.test
-    return entries, grid(Sample(test.pixels, test.labels), data.info, zoom=1)
+def _score(
+    flags: argparse.Namespace, name: str, path: Path, model: Model, reference: Reference, source: str, work: Work
+) -> Entry:
+    """What a model draws, and its figures."""
+
+    def track(what: str, done: int, total: int) -> None:
+        work(f"{name}: {what}", done, total)
+
+    began = time.perf_counter()
+    sample, drawn = draw_sample(model, reference, flags.n, flags.seed, track)
+    scored = score(sample, reference, flags.seed, track)
+    about = frame(flags, path, reference, flags.n, {"data": source, **drawn}, began)
+    weights = sum(weight.numel() for weight in model.net.parameters())
+    return Entry(name, scored.metrics, {}, about, {}, weights, grid(sample, reference.data.info, zoom=1))
 
 
 def _summary(path: Path) -> dict[str, Any]:
     """What a run says of its training; nothing where there is only a model file, or a spoilt summary."""
-    try:
-        found = json.loads((path / "summary.json").read_bytes())
-    except (OSError, ValueError):
+    file = path / "summary.json"
+    if not file.exists():
         return {}
-    return found if isinstance(found, dict) else {}
+    try:
+        found = dict(json.loads(file.read_bytes()))
+        numbers = {fact: None if found.get(fact) is None else _finite(found[fact]) for fact in NUMBERS}
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        warn(f"{file}: is spoilt, and says nothing of what training cost")
+        return {}
+    whole = {
+        fact: int(value) if value is not None and value == int(value) else value for fact, value in numbers.items()
+    }
+    told = {fact: str(found[fact]) for fact in ("commit",) if found.get(fact)}
+    return {**whole, "hardware": _hardware(found.get("hardware")), **told}
 
 
 def _pictures(path: Path, model: Model) -> dict[int, Picture]:
@@ -192,9 +210,10 @@ def _pictures(path: Path, model: Model) -> dict[int, Picture]:
     found = {}
     for file in path.glob(f"pictures/image_ep*{shown[0].suffix}.png") if shown else []:
         epoch = file.name.removeprefix("image_ep").removesuffix(f"{shown[0].suffix}.png")
-        if epoch.isdecimal():
-            with Image.open(file) as picture:
-                width = picture.width // ZOOM
-            w = shown[0].w
-            found[int(epoch)] = Picture.of(file.read_bytes(), "" if w is None else f"w = {w:g}", width)
+        with contextlib.suppress(OSError):  # A spoilt picture is not shown.
+            if epoch.isdecimal():
+                with Image.open(file) as picture:
+                    width = picture.width // ZOOM
+                w = shown[0].w
+                found[int(epoch)] = Picture.of(file.read_bytes(), "" if w is None else f"w = {w:g}", width)
     return found

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -73,6 +73,19 @@ def check_free(path: Path, overwrite: bool, flag: str = "--out") -> None:
         raise UsageError(f"{path}: is a folder that is there already; take another {flag}")
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: is there already; take another {flag}, or add --overwrite")
+
+
+def make_room(outputs: Mapping[Path, str], overwrite: bool) -> None:
+    """Sees, before long work, that each of its outputs can be written after it; ``outputs`` has the flag of each.
+
+    Raises:
+        UsageError: If one cannot.
+    """
+    for path, flag in outputs.items():
+        check_free(path, overwrite, flag)
+        make_folder(path.parent, flag)
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{flag} {path}: nothing can be written there; take another {flag}")
 
 
 class Bar:

@@ -14,7 +14,7 @@ import torch
 from pocketdiff import pictures
 from pocketdiff.checkpoint import MODEL_FILE, load
 from pocketdiff.cli.classifiers import add_data, pick_classifiers, pick_data
-from pocketdiff.cli.console import Work, check_free, make_folder, pick_device, say, warn
+from pocketdiff.cli.console import Work, make_room, pick_device, say, warn
 from pocketdiff.cli.flags import Parser, UsageError, add_config, apply, given
 from pocketdiff.cli.records import hardware, versions
 from pocketdiff.config import SamplingConfig, TrainConfig
@@ -117,11 +117,7 @@ def _make_room(flags: argparse.Namespace) -> None:
     outputs = _outputs(flags)
     if len({path.resolve() for path in outputs.values()}) < len(outputs):
         raise UsageError(f"--json {flags.json}: is where --out writes its page; take another --json")
-    for flag, path in outputs.items():
-        check_free(path, flags.overwrite, flag)
-        make_folder(path.parent, flag)
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{flag} {path}: nothing can be written there; take another {flag}")
+    make_room({path: flag for flag, path in outputs.items()}, flags.overwrite)
 
 
 def _holds_images(target: Path) -> bool:
@@ -253,7 +249,7 @@ def _sweep(
         trials.append(trial)
         say(trial.line())
     real = floor(reference, flags.n, flags.seed, work)
-    return Sweep(reference, trials, real, frame(flags, flags.target, reference, flags.n, {"data": source}))
+    return Sweep(reference, trials, real, frame(flags, flags.target, reference, flags.n, {"data": source}, flags.began))
 
 
 def draw_sample(
@@ -278,7 +274,7 @@ def draw_sample(
         **way,
         "network_evaluations": model.evaluations(),
         "drawing_seconds": seconds,
-        "drawn_on": str(model.device),
+        "drawn_on": hardware(model.device),
     }
     return sample, drawn
 
@@ -294,11 +290,13 @@ def _evaluate(
     others = {name: score(control, reference, flags.seed, work) for name, control in made.items()}
     if flags.cas:
         scored.metrics.update(train_on_synthetic(sample, reference.data, flags.seed, work))
-    return Evaluation(sample, reference, scored, real, others, frame(flags, flags.target, reference, n, about))
+    return Evaluation(
+        sample, reference, scored, real, others, frame(flags, flags.target, reference, n, about, flags.began)
+    )
 
 
 def frame(
-    flags: argparse.Namespace, target: Path, reference: Reference, n: int, about: Mapping[str, Any]
+    flags: argparse.Namespace, target: Path, reference: Reference, n: int, about: Mapping[str, Any], began: float
 ) -> dict[str, Any]:
     """What every figure must name: with the same frame it can be made again."""
     info, nets = reference.data.info, reference.classifiers
@@ -319,7 +317,7 @@ def frame(
         "compared_with": len(reference.train_part(n)),
         "floor_images": len(reference.test_part(n)),
         "k": K,
-        "seconds": time.perf_counter() - flags.began,
+        "seconds": time.perf_counter() - began,
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
     }

@@ -152,7 +152,7 @@ def _nearest(location: list[str], given: dict[str, Any]) -> str:
     if not location:
         return next(iter(given)) if len(given) == 1 else ""
     exact = [path for path in given if all(part in location for part in path.split("."))]
-    within = [path for path in given if location and path.startswith(f"{location[0]}.")]
+    within = [path for path in given if path.startswith(f"{location[0]}.")]
     return max(exact or within, key=len, default=".".join(location))
 
 

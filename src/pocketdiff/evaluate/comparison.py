@@ -1,4 +1,4 @@
-"""Models side by side: what their figures say, which differences are more than chance, and what each of them costs."""
+"""Models side by side: what their figures say, which differences exceed their intervals, and what each costs."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 
 from pocketdiff import plots
 from pocketdiff.evaluate.distances import Estimate, EvaluationError
-from pocketdiff.evaluate.report import MEANINGS, NAMES, Picture, fewer, interval, render, written, written_frame
+from pocketdiff.evaluate.report import (
+    MEANINGS,
+    NAMES,
+    Picture,
+    fewer,
+    interval,
+    render,
+    value_of,
+    written,
+    written_frame,
+)
 from pocketdiff.evaluate.score import Metrics
 
 COMPARED = ("frechet_train", "kernel_train", "accuracy", "precision", "recall", "memorized_share")
@@ -79,7 +89,7 @@ class Comparison:
         return {
             "runs": {
                 entry.name: {
-                    "metrics": {name: _value(estimate) for name, estimate in entry.metrics.items()},
+                    "metrics": {name: value_of(estimate) for name, estimate in entry.metrics.items()},
                     "intervals": {name: list(e[1:]) for name, e in entry.metrics.items() if e is not None},
                     "costs": {key: cost.of(entry) for key, cost in COSTS.items()},
                     "frame": dict(entry.frame),
@@ -87,7 +97,7 @@ class Comparison:
                 }
                 for entry in self.entries
             },
-            "floor": {name: _value(estimate) for name, estimate in self.entries[0].floor.items()},
+            "floor": {name: value_of(estimate) for name, estimate in self.entries[0].floor.items()},
             "differences": [
                 {
                     "figure": name,
@@ -123,11 +133,16 @@ class Comparison:
         sentences += self._front_words()
         if caution := fewer(self.entries[0].frame):
             sentences.append(f"{caution[0].upper()}{caution[1:]}.")
-        machines = {_machine(entry) for entry in self.entries if entry.summary}
-        if len(machines) > 1:
+        for cost in ("trained_on", "drawn_on"):
+            machines = {machine for entry in self.entries if (machine := COSTS[cost].of(entry))}
+            if len(machines) > 1:
+                sentences.append(
+                    f"Not all were {COSTS[cost].name} the same machine ({'; '.join(sorted(machines))}): these times "
+                    "say little of one another."
+                )
+        if len(self.entries) > 1:
             sentences.append(
-                f"The runs were trained on different machines ({'; '.join(sorted(machines))}): their times say little "
-                "of one another."
+                "The intervals are of another draw of the images: another training seed may change a figure by more."
             )
         return sentences
 
@@ -146,7 +161,7 @@ class Comparison:
             real=self.real,
             epochs=self._epochs(),
             plots=self._plots(),
-            frames=[(entry.name, written_frame({**entry.frame, **entry.summary})) for entry in self.entries],
+            frames=[(entry.name, written_frame({**entry.frame, "training": entry.summary})) for entry in self.entries],
         )
 
     def _headline(self) -> str:
@@ -161,8 +176,8 @@ class Comparison:
         for name in COMPARED:
             known = [entry.metrics.get(name) for entry in self.entries]
             if any(known):
-                cells = [(written(name, _value(estimate)) or "none", interval(name, estimate)) for estimate in known]
-                floor = written(name, _value(self.entries[0].floor.get(name)))
+                cells = [(written(name, value_of(estimate)) or "none", interval(name, estimate)) for estimate in known]
+                floor = written(name, value_of(self.entries[0].floor.get(name)))
                 rows.append({"name": NAMES[name], "meaning": MEANINGS[name], "cells": cells, "floor": floor})
         return rows
 
@@ -217,20 +232,18 @@ class Comparison:
             points = self._points(key)
             if len(points) > 1:
                 best = [entry.name for entry in front(points)]
-                sentences.append(
-                    f"Distance against {said}: nothing here is both nearer and faster than {_listed(best)}."
-                )
+                surpassed = f"none is both nearer and faster than any of {_listed(best)}, intervals aside"
+                sentences.append(f"Distance against {said}: {surpassed}.")
         return sentences
 
-    def _plots(self) -> list[tuple[str, str]]:
+    def _plots(self) -> list[str]:
         """The distance against each cost, as SVG."""
-        floor, drawn = _value(self.entries[0].floor.get("frechet_train")), []
+        floor, drawn = value_of(self.entries[0].floor.get("frechet_train")), []
         for key, said in FRONTS.items():
             if points := self._points(key):
                 best = [entry.name for entry in front(points)]
                 placed = {entry.name: (seconds, *estimate) for entry, seconds, estimate in points}
-                figure = plots.front(placed, best, said, NAMES["frechet_train"], floor)
-                drawn.append((f"Distance against {said}", plots.svg(figure)))
+                drawn.append(plots.svg(plots.front(placed, best, said, NAMES["frechet_train"], floor)))
         return drawn
 
     def _epochs(self) -> list[tuple[int, list[tuple[str, Picture]]]]:
@@ -275,7 +288,8 @@ COSTS: dict[str, Cost] = {
     "peak_gpu_memory_bytes": Cost("peak GPU memory of training, MB", _summed_up("peak_gpu_memory_bytes"), 1e-6),
     "sampling_seconds": Cost("seconds to draw 1,000 images", lambda entry: entry.sampling_seconds),
     "network_evaluations": Cost("network evaluations an image", lambda entry: entry.frame.get("network_evaluations")),
-    "hardware": Cost("trained on", lambda entry: _machine(entry) or None),
+    "trained_on": Cost("trained on", lambda entry: _machine(entry.summary.get("hardware"))),
+    "drawn_on": Cost("drawn on", lambda entry: _machine(entry.frame.get("drawn_on"))),
 }
 
 
@@ -287,9 +301,9 @@ def check_alike(frames: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for (one, mine), (other, theirs) in pairwise(frames.items()):
         for fact, said in SAME.items():
-            if mine.get(fact) != theirs.get(fact):
+            if fact in mine and fact in theirs and mine[fact] != theirs[fact]:
                 raise EvaluationError(
-                    f"{one} and {other} differ in {said}: {_short(mine.get(fact))} and {_short(theirs.get(fact))}; "
+                    f"{one} and {other} differ in {said}: {_short(mine[fact])} and {_short(theirs[fact])}; "
                     "figures that were not made alike cannot be compared"
                 )
 
@@ -306,7 +320,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 
 def exceeds(gap: Estimate) -> bool:
-    """Whether a difference is more than chance: its interval leaves zero out."""
+    """Whether a difference is more than another draw of the images would make: its interval leaves zero out."""
     return not gap.low <= 0 <= gap.high
 
 
@@ -321,9 +335,10 @@ def front(points: Iterable[tuple[Entry, float, Estimate]]) -> list[Entry]:
     return best
 
 
-def _machine(entry: Entry) -> str:
-    if not (hardware := entry.summary.get("hardware")):
-        return ""
+def _machine(hardware: Mapping[str, Any] | None) -> str | None:
+    """A machine in words."""
+    if not hardware:
+        return None
     where = hardware["cpu"] if hardware["device"] == "cpu" else hardware["device"]
     return f"{where}, {hardware['threads']} threads"
 
@@ -335,7 +350,3 @@ def _listed(names: Sequence[str]) -> str:
 def _short(value: object) -> str:
     text = f"{value:,}" if type(value) is int else str(value)
     return text if len(text) <= 16 else text[:8]
-
-
-def _value(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else estimate.value

@@ -120,9 +120,9 @@ class Evaluation:
             "per_class": {
                 row.name: {
                     "images": row.images,
-                    "frechet_train": _value(row.frechet_train),
+                    "frechet_train": value_of(row.frechet_train),
                     "frechet_train_interval": row.frechet_train and list(row.frechet_train[1:]),
-                    "frechet_train_floor": _value(floors[row.name].frechet_train) if row.name in floors else None,
+                    "frechet_train_floor": value_of(floors[row.name].frechet_train) if row.name in floors else None,
                     "accuracy": row.accuracy.value,
                     "accuracy_interval": list(row.accuracy[1:]),
                     "read_as": row.read_as,
@@ -178,9 +178,9 @@ class Evaluation:
                 "strip": _strip(
                     self.sample.pixels[labels == info.classes.index(row.name)][:_IN_CLASS], info, f"class {row.name}"
                 ),
-                "distance": written("frechet_train", _value(row.frechet_train)),
+                "distance": written("frechet_train", value_of(row.frechet_train)),
                 "interval": interval("frechet_train", row.frechet_train),
-                "floor": written("frechet_train", _value(floors.get(row.name))),
+                "floor": written("frechet_train", value_of(floors.get(row.name))),
                 "accuracy": written("accuracy", row.accuracy.value),
                 "wrong": ", ".join(
                     f"{name} ({count})"
@@ -234,7 +234,7 @@ class Trial(NamedTuple):
     def line(self) -> str:
         """Its main figures in words."""
         figures = (
-            f"{NAMES[name]} {written(name, _value(self.metrics[name]))}" for name in ("frechet_train", "accuracy")
+            f"{NAMES[name]} {written(name, value_of(self.metrics[name]))}" for name in ("frechet_train", "accuracy")
         )
         return f"{self.name}: {', '.join(figures)}"
 
@@ -255,8 +255,8 @@ class Sweep:
 
     def best(self) -> Trial | None:
         """The trial with the least distance of those with a label accuracy of `ENOUGH`; None if there is none."""
-        accurate = [trial for trial in self.trials if (_value(trial.metrics["accuracy"]) or 0.0) >= ENOUGH]
-        return min(accurate, key=lambda trial: _value(trial.metrics["frechet_train"]) or math.inf, default=None)
+        accurate = [trial for trial in self.trials if (value_of(trial.metrics["accuracy"]) or 0.0) >= ENOUGH]
+        return min(accurate, key=lambda trial: value_of(trial.metrics["frechet_train"]) or math.inf, default=None)
 
     def json(self) -> dict[str, Any]:
         """Every trial with its metrics and intervals."""
@@ -274,11 +274,11 @@ class Sweep:
         header = ["sampling", "evaluations", *SWEPT]
         rows = [
             [trial.name, f"{trial.drawn['network_evaluations']:g}"]
-            + [written(name, _value(trial.metrics[name])) for name in SWEPT]
+            + [written(name, value_of(trial.metrics[name])) for name in SWEPT]
             for trial in self.trials
         ]
         if self.floor:
-            rows.append(["real images", "", *(written(name, _value(self.floor.metrics[name])) for name in SWEPT)])
+            rows.append(["real images", "", *(written(name, value_of(self.floor.metrics[name])) for name in SWEPT)])
         text = f"{_headline(self.frame)}\n\n{_aligned([header, *rows])}\n"
         best = self.best()
         return f"{text}\n{_BEST}: {best.name}" if best else text
@@ -298,7 +298,7 @@ class Sweep:
                     "name": trial.name,
                     "evaluations": f"{trial.drawn['network_evaluations']:g}",
                     "cells": [
-                        (written(name, _value(trial.metrics[name])), interval(name, trial.metrics[name]))
+                        (written(name, value_of(trial.metrics[name])), interval(name, trial.metrics[name]))
                         for name in SWEPT
                     ],
                     "strip": _strip(trial.some, info, "some of its images"),
@@ -317,7 +317,7 @@ class Sweep:
             for trial in self.trials:
                 steps, scale = trial.drawn["steps"], trial.drawn["scale"]
                 fixed = f"scale {scale:g}" if over_steps else f"{steps} steps"
-                if (value := _value(trial.metrics[name])) is not None:
+                if (value := value_of(trial.metrics[name])) is not None:
                     curve = curves.setdefault(f"{trial.drawn['sampler']}, {fixed}", [])
                     curve.append((steps if over_steps else scale, value))
             panels.append((NAMES[name], curves))
@@ -362,8 +362,8 @@ def _rows(metrics: Metrics, floor: Metrics, controls: Mapping[str, Score]) -> li
             "meaning": MEANINGS[key],
             "value": written(key, estimate.value),
             "interval": interval(key, estimate),
-            "floor": written(key, _value(floor.get(key))),
-            "controls": [written(key, _value(control.metrics.get(key))) for control in controls.values()],
+            "floor": written(key, value_of(floor.get(key))),
+            "controls": [written(key, value_of(control.metrics.get(key))) for control in controls.values()],
         }
         for key, name in NAMES.items()
         if (estimate := metrics.get(key)) is not None
@@ -459,12 +459,13 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(content)
 
 
-def _value(estimate: Estimate | None) -> float | None:
+def value_of(estimate: Estimate | None) -> float | None:
+    """A figure without its interval; None if there is none."""
     return None if estimate is None else estimate.value
 
 
 def _values(metrics: Metrics) -> dict[str, float | None]:
-    return {name: _value(estimate) for name, estimate in metrics.items()}
+    return {name: value_of(estimate) for name, estimate in metrics.items()}
 
 
 def _intervals(metrics: Metrics) -> dict[str, list[float]]:
