@@ -128,7 +128,7 @@ class Comparison:
         return text + "\n\n" + "\n".join(f"- {sentence}" for sentence in self.words()) + "\n"
 
     def words(self) -> list[str]:
-        """What the figures say, in sentences: which differences are more than chance."""
+        """What the figures say, in sentences: above all, which differences exceed their intervals."""
         sentences = [said for name in COMPARED if (said := self._ranking(name))]
         sentences += self._front_words()
         if caution := fewer(self.entries[0].frame):
