@@ -296,7 +296,7 @@ GAN_PRESETS: dict[str, GanConfig] = {
         gradient_penalty=0.0,
         generator_lr=1e-4,
         discriminator_lr=1e-4,
-        adam_beta1=0.5,  # as Radford et al. 2016 found for GANs: with 0.9 this one never leaves the noise
+        adam_beta1=0.5,  # as Radford et al. 2016 found for GANs: with 0.9 this one was still noise after three epochs
         adam_beta2=0.999,
         lr_decay=False,
     ),
