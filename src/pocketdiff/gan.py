@@ -66,6 +66,7 @@ def train(state: TrainState[Gan], data: Images, config: GanConfig) -> Iterator[M
         of_discriminator = torch.autograd.grad(loss.discriminator, discriminator, materialize_grads=True)
         if config.gradient_penalty and state.step % config.penalty_every == 0:
             penalty = gradient_penalty(gan.discriminator, both[0].detach(), both[1])
+            # Twice the mean over both halves is R1 and R2 together.
             weighted = config.gradient_penalty * config.penalty_every * 2 * penalty
             more = torch.autograd.grad(weighted, discriminator, materialize_grads=True)
             of_discriminator = tuple(torch._foreach_add(of_discriminator, more))

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pocketdiff.cli.evaluate import add_scored, check_trained_on, draw_sample, f
 from pocketdiff.cli.flags import Parser, UsageError
 from pocketdiff.cli.gallery import ZOOM, views
 from pocketdiff.data import Dataset
+from pocketdiff.evaluate.classifiers import Classifiers
 from pocketdiff.evaluate.comparison import SAME, Comparison, Entry, check_alike
 from pocketdiff.evaluate.distances import Estimate
 from pocketdiff.evaluate.reference import Reference
@@ -56,29 +56,20 @@ def main(arguments: list[str]) -> int:
     paths = _named(flags.runs)
     entries = {name: _read(name, path) for name, path in paths.items() if path.suffix == ".json"}
     models = {name: load(path, pick_device(flags.device)) for name, path in paths.items() if name not in entries}
+    frames = {name: dict(entry.frame) for name, entry in entries.items()}
     source, data = _data(flags, models, paths) if models else ("", None)
-    to_come = {} if data is None else {next(iter(models)): {"data_sha256": data.info.sha256, "n": flags.n, "k": K}}
-    check_alike({**{name: entry.frame for name, entry in entries.items()}, **to_come})
+    if data is not None:
+        frames[next(iter(models))] = {"data_sha256": data.info.sha256, "n": flags.n, "k": K}
+    check_alike(frames)
     outputs = {} if flags.out is None else {flags.out / name: "--out" for name in WRITTEN}
     make_room(outputs, flags.overwrite)
     real = None
     if data is not None:
         classifiers = pick_classifiers(data)
-        for name in to_come:
-            to_come[name] |= {
-                "feature_network_sha256": classifiers.features.sha256,
-                "label_network_sha256": classifiers.reader.sha256,
-            }
-        check_alike({**{name: entry.frame for name, entry in entries.items()}, **to_come})
-        known = {name: (_summary(paths[name]), _pictures(paths[name], model)) for name, model in models.items()}
-        with Work() as work:
-            reference = Reference.of(data, classifiers, track=work)
-            lowest = floor(reference, flags.n, flags.seed, work)
-            for name, model in models.items():
-                entry = _score(flags, name, paths[name], model, reference, source, work)
-                summary, shown = known[name]
-                floored = lowest.metrics if lowest else {}
-                entries[name] = replace(entry, floor=floored, summary=summary, pictures=shown)
+        networks = {"feature_network": classifiers.features, "label_network": classifiers.reader}
+        frames[next(iter(models))] |= {f"{name}_sha256": network.sha256 for name, network in networks.items()}
+        check_alike(frames)
+        entries |= _scored(flags, models, paths, source, data, classifiers)
         real = grid(Sample(data.test.pixels, data.test.labels), data.info, zoom=1)
     comparison = Comparison([entries[name] for name in paths], real)
     say(comparison.table())
@@ -168,20 +159,40 @@ def _data(flags: argparse.Namespace, models: Mapping[str, Model], paths: Mapping
     return source, data
 
 
-def _score(
-    flags: argparse.Namespace, name: str, path: Path, model: Model, reference: Reference, source: str, work: Work
-) -> Entry:
-    """What a model draws, and its figures."""
+def _scored(
+    flags: argparse.Namespace,
+    models: Mapping[str, Model],
+    paths: Mapping[str, Path],
+    source: str,
+    data: Dataset,
+    classifiers: Classifiers,
+) -> dict[str, Entry]:
+    """What each model draws, its figures, and what its run says of itself."""
+    known = {name: (_summary(paths[name]), _pictures(paths[name], model)) for name, model in models.items()}
+    entries = {}
+    with Work() as work:
+        reference = Reference.of(data, classifiers, track=work)
+        real = floor(reference, flags.n, flags.seed, work)
+        for name, model in models.items():
 
-    def track(what: str, done: int, total: int) -> None:
-        work(f"{name}: {what}", done, total)
+            def track(what: str, done: int, total: int, name: str = name) -> None:
+                work(f"{name}: {what}", done, total)
 
-    began = time.perf_counter()
-    sample, drawn = draw_sample(model, reference, flags.n, flags.seed, track)
-    scored = score(sample, reference, flags.seed, track)
-    about = frame(flags, path, reference, flags.n, {"data": source, **drawn}, began)
-    weights = sum(weight.numel() for weight in model.net.parameters())
-    return Entry(name, scored.metrics, {}, about, {}, weights, grid(sample, reference.data.info, zoom=1))
+            began = time.perf_counter()
+            sample, drawn = draw_sample(model, reference, flags.n, flags.seed, track)
+            scored = score(sample, reference, flags.seed, track)
+            summary, shown = known[name]
+            entries[name] = Entry(
+                name,
+                scored.metrics,
+                real.metrics if real else {},
+                frame(flags, paths[name], reference, flags.n, {"data": source, **drawn}, began),
+                summary,
+                sum(weight.numel() for weight in model.net.parameters()),
+                grid(sample, data.info, zoom=1),
+                shown,
+            )
+    return entries
 
 
 def _summary(path: Path) -> dict[str, Any]:
