@@ -280,7 +280,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 
-# One run each, of equal time with `laptop`: docs/gan.md.
+# Times are of two CPU cores; docs/gan.md has the commands.
 GAN_PRESETS: dict[str, GanConfig] = {
     # The plain GAN of the original experiment's comparison. Four minutes; Fréchet distance 49 after 25 epochs.
     "gan": GanConfig(
@@ -300,6 +300,6 @@ GAN_PRESETS: dict[str, GanConfig] = {
         adam_beta2=0.999,
         lr_decay=False,
     ),
-    # A GAN of today, of the laptop network's size. Four minutes; in five 0.43, label accuracy 99.1%.
+    # A GAN of today, of the laptop network's size. Four minutes; 0.55, label accuracy 98.9%.
     "gan-conditional": GanConfig(batch=32, pictures_every=1),
 }
