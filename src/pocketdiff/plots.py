@@ -95,9 +95,10 @@ def front(
         mark: A height that is drawn as a dashed line.
     """
     figure, (axis,) = _panels(1)
-    for name, (x, y, low, high) in points.items():
+    for number, (name, (x, y, low, high)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
         axis.errorbar(x, y, [[y - low], [high - y]], marker="o", markersize=5, capsize=3, linestyle="none")
-        axis.annotate(name, (x, y), (6, 4), textcoords="offset points", fontsize="small", parse_math=False)
+        beside = (6, -12 if number % 2 else 5)  # Below and above in turn, for names of neighbours are long.
+        axis.annotate(name, (x, y), beside, textcoords="offset points", fontsize="small", parse_math=False)
     x, y = zip(*(points[name][:2] for name in best), strict=True)
     axis.plot(x, y, color="grey", linewidth=1, zorder=0)
     if mark is not None:
