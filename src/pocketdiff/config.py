@@ -224,7 +224,7 @@ class GanConfig(CommonConfig):
     @model_validator(mode="after")
     def _has_classes(self) -> "GanConfig":
         if self.classification and not self.net.conditional:
-            raise ValueError(f"a {self.net.kind} discriminator reads no classes: classification must be 0")
+            raise ValueError(f"the {self.net.kind} discriminator reads no classes: classification must be 0")
         return self
 
     def learning_rate(self, seen: int, n: int) -> float:
