@@ -4,8 +4,8 @@
     python benchmarks/frames.py clock [--seconds 300] [--runs runs]           equal seconds of training on this machine
     python benchmarks/frames.py parameters [--images 100000] [--runs runs]    equal weights, equal images
 
-Each frame trains what is missing, then scores all of it with `pocketdiff compare` into RUNS/FRAME/report. Interrupted,
-it goes on where it was.
+Each frame trains what is missing, then scores all of it with `pocketdiff compare` into RUNS/FRAME-LENGTH/report.
+Interrupted, it goes on where it was.
 
 `epochs` is the original experiment's frame: batch 256, learning rate 1e-4, pictures every epoch. With --ddpm its
 diffusion model is the original's, which asks for a GPU; without, it is the laptop network. Run it with --epochs 10 and

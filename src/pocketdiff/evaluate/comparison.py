@@ -14,8 +14,10 @@ from pocketdiff.evaluate.report import (
     Picture,
     fewer,
     interval,
+    intervals_of,
     render,
     value_of,
+    values_of,
     written,
     written_frame,
 )
@@ -91,25 +93,25 @@ class Comparison:
         return {
             "runs": {
                 entry.name: {
-                    "metrics": {name: value_of(estimate) for name, estimate in entry.metrics.items()},
-                    "intervals": {name: list(e[1:]) for name, e in entry.metrics.items() if e is not None},
+                    "metrics": values_of(entry.metrics),
+                    "intervals": intervals_of(entry.metrics),
                     "costs": {key: cost.of(entry) for key, cost in COSTS.items()},
                     "frame": dict(entry.frame),
                     "training": dict(entry.summary),
                 }
                 for entry in self.entries
             },
-            "floor": {name: value_of(estimate) for name, estimate in self.entries[0].floor.items()},
+            "floor": values_of(self.entries[0].floor),
             "differences": [
                 {
                     "figure": name,
                     "runs": [a.name, b.name],
-                    "difference": difference.value,
-                    "interval": [difference.low, difference.high],
-                    "exceeds_its_interval": exceeds(difference),
+                    "difference": gap.value,
+                    "interval": [gap.low, gap.high],
+                    "exceeds_its_interval": exceeds(gap),
                 }
                 for name in COMPARED
-                for a, b, difference in self._differences(name)
+                for a, b, gap in self._differences(name)
             ],
             "fronts": {key: [entry.name for entry in front(self._points(key))] for key in FRONTS},
             "words": self.words(),

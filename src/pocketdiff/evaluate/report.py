@@ -113,10 +113,10 @@ class Evaluation:
         """Numbers as numbers, and null for what the images do not allow."""
         floors = {row.name: row for row in self.floor.classes} if self.floor else {}
         return {
-            "metrics": _values(self.score.metrics),
-            "intervals": _intervals(self.score.metrics),
-            "floor": _values(self.floor.metrics) if self.floor else {},
-            "controls": {name: _values(control.metrics) for name, control in self.controls.items()},
+            "metrics": values_of(self.score.metrics),
+            "intervals": intervals_of(self.score.metrics),
+            "floor": values_of(self.floor.metrics) if self.floor else {},
+            "controls": {name: values_of(control.metrics) for name, control in self.controls.items()},
             "per_class": {
                 row.name: {
                     "images": row.images,
@@ -262,10 +262,10 @@ class Sweep:
         """Every trial with its metrics and intervals."""
         return {
             "trials": [
-                {**trial.drawn, "metrics": _values(trial.metrics), "intervals": _intervals(trial.metrics)}
+                {**trial.drawn, "metrics": values_of(trial.metrics), "intervals": intervals_of(trial.metrics)}
                 for trial in self.trials
             ],
-            "floor": _values(self.floor.metrics) if self.floor else {},
+            "floor": values_of(self.floor.metrics) if self.floor else {},
             "frame": dict(self.frame),
         }
 
@@ -464,9 +464,11 @@ def value_of(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.value
 
 
-def _values(metrics: Metrics) -> dict[str, float | None]:
+def values_of(metrics: Metrics) -> dict[str, float | None]:
+    """Figures without their intervals."""
     return {name: value_of(estimate) for name, estimate in metrics.items()}
 
 
-def _intervals(metrics: Metrics) -> dict[str, list[float]]:
+def intervals_of(metrics: Metrics) -> dict[str, list[float]]:
+    """The intervals of the figures that there are."""
     return {name: list(estimate[1:]) for name, estimate in metrics.items() if estimate is not None}
