@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written ever stands under its final name."""
+"""Writes files so that nothing half-written ever has its final name."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its place, flushes it to the disk and renames it; replaces what was there at once.
+    """Writes a temporary file, flushes it to the disk and renames it; an existing file is replaced at once.
 
     Raises:
-        OSError: If that fails; what stood at ``path`` is then untouched.
+        OSError: If that fails; an existing file is then untouched.
     """
     temporary = _beside(path)
     try:
@@ -24,17 +24,17 @@ def write_file(path: Path, content: bytes | str) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # Writing and flushing do not say which file it was.
+            error.filename = str(path)  # The error of a write or a flush does not name the file.
         raise
     _flush_folder(path.parent)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name ``path`` only when the block ends without an error.
+    """A folder to fill; it is renamed to ``path`` when the block ends without an error.
 
     Raises:
-        OSError: If ``path`` is there already and not empty, or cannot be made.
+        OSError: If ``path`` exists and is not empty, or cannot be made.
     """
     temporary = _beside(path)
     temporary.mkdir(parents=True)
@@ -48,7 +48,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a process that was killed had begun to write in a folder or below it."""
+    """Removes the temporary files that a killed process left in a folder or below it."""
     for path in folder.rglob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -61,7 +61,7 @@ def _beside(path: Path) -> Path:
 
 
 def _flush_folder(path: Path) -> None:
-    """Makes a rename last; Windows cannot open folders and needs no such call."""
+    """Makes a rename durable; Windows cannot open folders and needs no such call."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         with contextlib.suppress(OSError):  # Some mounts cannot; the file itself is flushed.

@@ -1,7 +1,7 @@
-"""The base of every config: plain values, checked, unchangeable, no field too many."""
+"""The base of every config and record: plain values, validated, immutable, no unknown fields."""
 
 from pydantic import BaseModel
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """A config model; the string under a field describes it, in the code and on the command line."""
+    """A frozen model. The string under a field describes it, in the code and on the command line."""

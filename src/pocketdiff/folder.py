@@ -1,0 +1,67 @@
+"""The folder of a run: the only place that knows the names of its files."""
+
+from pathlib import Path
+
+_MODEL = "model.safetensors"
+
+
+class RunFolder:
+    """Paths of a run's files. Building one touches nothing on the disk.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.model = self.path / _MODEL
+        self.pictures = self.path / "pictures"
+        self.checkpoints = self.path / "checkpoints"
+        self.lock = self.path / ".lock"
+        self.scores_plot = self.pictures / "scores.png"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def is_run(self) -> bool:
+        """Whether the folder holds a run or a model file."""
+        return self.config.exists() or self.model.exists()
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / f"step-{step:08d}.safetensors"
+
+    def saved_checkpoints(self) -> list[Path]:
+        """All checkpoints, the newest first."""
+        return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)
+
+    def image(self, epoch: int, suffix: str) -> Path:
+        """The image grid of an epoch (0 is the first); the suffix names the view, as in ``_w0.5``."""
+        return self.pictures / f"image_ep{epoch}{suffix}.png"
+
+    def gif(self, epoch: int, suffix: str) -> Path:
+        """The animation of an epoch."""
+        return self.pictures / f"gif_ep{epoch}{suffix}.gif"
+
+    def image_epochs(self, suffix: str) -> dict[int, Path]:
+        """The image grids of a view, by epoch."""
+        found = {path.name[len("image_ep") : -len(f"{suffix}.png")]: path for path in self._images(suffix)}
+        return {int(epoch): path for epoch, path in sorted(found.items()) if epoch.isdecimal()}
+
+    def _images(self, suffix: str) -> list[Path]:
+        return [path for path in self.pictures.glob("image_ep*.png") if path.name.endswith(f"{suffix}.png")]
+
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+
+def short_name(path: Path) -> str:
+    """The name of a run or a model file: the folder's name, or the file's name without its ending."""
+    return (path.parent if path.name == _MODEL else path).resolve().name.removesuffix(".safetensors")

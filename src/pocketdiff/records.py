@@ -1,0 +1,158 @@
+"""Records of a run and its machine: typed, frozen, the same class for the writer and the reader."""
+
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from pocketdiff.frozen import Frozen
+
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+"""One line that a terminal can show."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Hardware(Frozen):
+    """A machine."""
+
+    cpu: Text
+    """The processor's name, as the system gives it."""
+    vendor: Text | None = None
+    family: int | None = None
+    """Family and model tell processors apart that share a name; None where the system does not say."""
+    model: int | None = None
+    threads: Count
+    """Threads that torch uses."""
+    device: Text
+    """``cpu``, or the name of the GPU."""
+    system: Text
+
+    def __str__(self) -> str:
+        return f"{self.cpu if self.device == 'cpu' else self.device}, {self.threads} threads"
+
+
+class Versions(Frozen):
+    """Versions of the software that the figures depend on."""
+
+    python: Text
+    pocketdiff: Text
+    torch: Text
+    numpy: Text
+
+
+class Summary(Frozen):
+    """``summary.json``: what a finished run took."""
+
+    steps: Count
+    images_seen: Count
+    """Repeats counted."""
+    parameters: Count
+    """Weights that were trained."""
+    training_seconds: Amount
+    """Time in training steps, over all sessions."""
+    other_seconds: Amount
+    """Time for everything else: pictures, scores, checkpoints, start."""
+    images_per_second: Amount
+    peak_memory_bytes: Count | None
+    peak_gpu_memory_bytes: Count | None
+    fp32_peak_flops: Amount | None = None
+    """Measured peak of the device in fp32, in floating-point operations per second."""
+    hardware: Hardware
+    versions: Versions
+    commit: Text | None
+    """Commit of the package's checkout, with ``+`` if its files differ from it; None if it is installed elsewhere."""
+
+
+def hardware(device: torch.device | str = "cpu") -> Hardware:
+    """The machine at hand, in the system's own words."""
+    device = torch.device(device)
+    facts: dict[str, str] = {}
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        pairs = (line.partition(":") for line in info.read_text().partition("\n\n")[0].splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in pairs}
+    family, model = (int(text) if (text := facts.get(key, "")).isdecimal() else None for key in ("cpu family", "model"))
+    return Hardware(
+        cpu=facts.get("model name") or platform.processor() or platform.machine(),
+        vendor=facts.get("vendor_id"),
+        family=family,
+        model=model,
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        system=platform.platform(),
+    )
+
+
+def versions() -> Versions:
+    """The versions in use."""
+    names = ("pocketdiff", "torch", "numpy")
+    return Versions(python=platform.python_version(), **{name: version(name) for name in names})
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process ever held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fp32_peak(device: torch.device | str = "cpu", seconds: float = 1.0) -> float:
+    """The device's measured fp32 peak in FLOP/s: the better of a matrix product and a 3 x 3 convolution.
+
+    Args:
+        device: Where to measure.
+        seconds: Time that the measurement takes, about.
+    """
+    a = torch.randn(2048, 2048, device=device)
+    x = torch.randn(64, 128, 14, 14, device=device).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(128, 128, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+
+    def rate(operations: float, work: Tensor, weight: Tensor) -> float:
+        best, stop = 0.0, time.perf_counter() + seconds / 2
+        while time.perf_counter() < stop or not best:
+            began = time.perf_counter()
+            result = work @ weight if work.ndim == 2 else torch.conv2d(work, weight, padding=1)
+            result.flatten()[0].item()  # Waits for the device.
+            best = max(best, operations / (time.perf_counter() - began))
+        return best
+
+    with torch.no_grad():
+        return max(rate(2 * 2048**3, a, a), rate(2 * 64 * 14 * 14 * 128 * 128 * 9, x, kernel))
+
+
+def commit() -> str | None:
+    """The commit of the package's own checkout, with ``+`` if its files were changed; None if it was installed."""
+    source = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(source), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    head = git("rev-parse", "HEAD")
+    return head and head + ("+" if git("status", "--porcelain", "--", str(source)) else "")

@@ -1,0 +1,170 @@
+"""Registries: the dictionaries of everything that a config can name, open to code outside the package.
+
+An entry can be added at any time before a config is validated, ``SAMPLERS["mine"] = my_sampler``, or an installed
+package declares it as an entry point of the registry's group. Model files record which plug-ins they need; they never
+cause an import by themselves.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from pocketdiff.errors import PluginError
+from pocketdiff.frozen import Frozen
+
+Entry = TypeVar("Entry")
+
+
+class Registry(dict[str, Entry]):
+    """A dictionary of implementations by name.
+
+    Args:
+        noun: What an entry is, for messages: "sampler".
+        group: The entry-point group of installed packages: "pocketdiff.samplers".
+        entries: The built-in entries.
+    """
+
+    def __init__(self, noun: str, group: str, entries: Mapping[str, Entry] | None = None) -> None:
+        super().__init__(entries or {})
+        self.noun, self.group = noun, group
+
+    def find(self, name: object) -> Entry:
+        """The entry of this name; an installed package's entry point is imported when it is first needed.
+
+        Raises:
+            ValueError: If there is no such entry.
+            PluginError: If the installed package cannot be imported.
+        """
+        if isinstance(name, str) and name not in self and (point := _installed(self.group).get(name)):
+            try:
+                self[name] = point.load()
+            except Exception as error:
+                raise PluginError(f"the {self.noun} {name!r} cannot be imported from {point.value}: {error}") from error
+        if not isinstance(name, str) or name not in self:
+            raise ValueError(f"there is no {self.noun} {name!r}; use {', '.join(self.names())}")
+        return self[name]
+
+    def names(self) -> list[str]:
+        """The names of all entries, those of installed packages included."""
+        return list(dict.fromkeys([*self, *_installed(self.group)]))
+
+
+@dataclass(frozen=True)
+class Named:
+    """Marks a string field whose value is a registry's key: ``Annotated[str, Named(SAMPLERS)]``."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Checks the name at validation time."""
+
+        def check(name: str) -> str:
+            self.registry.find(name)
+            return name
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a field that holds a config of any registered kind: ``Annotated[NetConfig, OneOf(NETS)]``.
+
+    An entry is a config class, or an object whose attribute ``config`` is one. A dictionary's ``kind`` chooses it.
+    """
+
+    registry: Registry[Any]
+
+    def kinds(self) -> dict[str, type[Frozen]]:
+        """The config class of each kind."""
+        return {name: self._config(self.registry.find(name)) for name in self.registry.names()}
+
+    @staticmethod
+    def _config(entry: Any) -> type[Frozen]:
+        return entry if isinstance(entry, type) else entry.config
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Chooses the class at validation time."""
+
+        def choose(value: Any) -> Frozen:
+            if isinstance(value, Mapping):
+                return self._config(self.registry.find(value.get("kind"))).model_validate(value)
+            cls = self._config(self.registry.find(getattr(value, "kind", None)))
+            if not isinstance(value, cls):
+                raise ValueError(f"must be a {cls.__name__}")  # noqa: TRY004 (pydantic reports ValueErrors)
+            return value
+
+        return core_schema.no_info_plain_validator_function(
+            choose, serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
+        )
+
+
+def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
+    return value.model_dump(mode=info.mode)
+
+
+class Plugin(Frozen):
+    """An implementation from outside the package that a config needs."""
+
+    noun: str
+    """What it is: "network", "sampler", ..."""
+    name: str
+    """Its key in the registry."""
+    module: str
+    """The module that defines it."""
+    package: str | None = None
+    """The installed distribution, as ``name==version``; None for a module of the user's own."""
+
+    def remedy(self) -> str:
+        """How to make it available."""
+        if self.package:
+            return f"pip install {self.package}"
+        return f"import the module {self.module!r} first (on the command line: --plugin {self.module})"
+
+
+def plugins(config: BaseModel) -> list[Plugin]:
+    """The entries that a config names and that come from outside the package."""
+    found = [_plugin(registry, name) for registry, name in _named(config)]
+    return list(dict.fromkeys(plugin for plugin in found if plugin is not None))
+
+
+def _named(config: BaseModel) -> Iterator[tuple[Registry[Any], str]]:
+    """Every name in a config and its nested configs, with the registry it belongs to."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        for mark in marks(field.annotation, field.metadata):
+            if value is not None:
+                yield mark.registry, value if isinstance(value, str) else value.kind
+        if isinstance(value, BaseModel):
+            yield from _named(value)
+
+
+def marks(annotation: Any, metadata: list[Any]) -> list[Named | OneOf]:
+    """The registry marks of a field, also inside ``X | None``."""
+    nested = [part for arg in getattr(annotation, "__args__", ()) for part in getattr(arg, "__metadata__", ())]
+    return [mark for mark in [*metadata, *nested] if isinstance(mark, Named | OneOf)]
+
+
+def _plugin(registry: Registry[Any], name: str) -> Plugin | None:
+    entry: Any = registry[name]
+    while isinstance(entry, partial):
+        entry = entry.func
+    module = str(getattr(entry, "__module__", ""))
+    root = module.partition(".")[0]
+    if root == __name__.partition(".")[0]:
+        return None
+    if root == "__main__":  # A script's own name says more.
+        module = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None) or root
+    packages = packages_distributions().get(root)
+    package = f"{packages[0]}=={version(packages[0])}" if packages else None
+    return Plugin(noun=registry.noun, name=name, module=module, package=package)
+
+
+@cache
+def _installed(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
