@@ -1,18 +1,24 @@
-# make demo: sets everything up, trains the laptop preset on MNIST and names the pictures it wrote.
-# make test: the same set-up, then every check.
+# make demo: sets everything up, trains the laptop preset on MNIST and names the pictures that it wrote.
+# make check: the inner loop, under a minute: format, lint, types, import contracts, laws.
+# make test: everything.
 
 BIN := .venv/bin
 
-.PHONY: demo test format clean
+.PHONY: demo static check test format clean
 
 demo: .venv/.ready
 	$(BIN)/pocketdiff train --preset laptop
 
-test: .venv/.ready-dev
+static: .venv/.ready-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+check: static
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow' tests/laws
+
+test: static
 	$(BIN)/pytest -n 2 --dist worksteal --durations 5
 
 format: .venv/.ready-dev
@@ -23,12 +29,12 @@ clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.ready: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing pocketdiff into .venv: a minute or a few"
+	@echo "installing pocketdiff into .venv: about two minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 .venv/.ready-dev: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing pocketdiff and its tests' tools into .venv: a minute or a few"
+	@echo "installing pocketdiff and the test tools into .venv: about two minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/.ready
 

@@ -1,43 +1,29 @@
-"""Configs: everything that decides what a training run gives, and the presets.
+"""Configs: everything that decides what a training run gives.
 
-A config is frozen and strict, holds plain values, and lies as JSON in the run's folder and in the model's file. The
-command line makes a flag of every field.
+A config is frozen and strict, holds plain values, and is stored as JSON in the run's folder and in the model file. The
+command line makes a flag of every field. Each training method adds its own fields and presets (``methods/``).
 """
 
 import math
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import BeforeValidator, Field, model_validator
 
-from pocketdiff.data import MAX_SIDE, MIN_SIDE
+from pocketdiff.data import AUGMENTATIONS, MAX_SIDE, MIN_SIDE
 from pocketdiff.denoiser import PARAMETERIZATIONS
 from pocketdiff.frozen import Frozen
-from pocketdiff.nets import GANS, NETS, GanNet, Net
-from pocketdiff.nets.context_unet import ContextUnetConfig
-from pocketdiff.nets.gan import LOSSES, ConvGanConfig, MlpGanConfig
+from pocketdiff.nets import NETS, NetConfig
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import learning_rate
-from pocketdiff.samplers import SAMPLERS
-from pocketdiff.schedule import SCHEDULES, DiscreteBeta, Karras, LogNormal, Schedule, grid
-
-if TYPE_CHECKING:
-    ParameterizationName = str
-    SamplerName = str
-    AnySchedule = Schedule
-    AnyNet = Net
-    AnyGan = GanNet
-    LossName = str
-else:  # What a config may name is what the registries hold.
-    ParameterizationName = Literal[tuple(PARAMETERIZATIONS)]
-    SamplerName = Literal[tuple(SAMPLERS)]
-    AnySchedule = Annotated[reduce(or_, SCHEDULES.values()), Field(discriminator="kind")]
-    AnyNet = Annotated[reduce(or_, NETS.values()), Field(discriminator="kind")]
-    AnyGan = Annotated[reduce(or_, GANS.values()), Field(discriminator="kind")]
-    LossName = Literal[tuple(LOSSES)]
+from pocketdiff.registry import Named, OneOf
+from pocketdiff.samplers import SAMPLERS, Sampler, sampler_options
+from pocketdiff.schedule import SCHEDULES, Karras, LogNormal, Schedule, grid
 
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+AnyNet = Annotated[NetConfig, OneOf(NETS)]
+AnySchedule = Annotated[Schedule, OneOf(SCHEDULES)]
 
 
 def _square(size: Any) -> Any:
@@ -47,259 +33,189 @@ def _square(size: Any) -> Any:
     return (size, size)
 
 
-class SamplingConfig(Frozen):
-    """How a model is sampled where nothing else is asked for; kept in its file."""
+def _range(interval: Any) -> Any:
+    """``0.3:3`` as a pair."""
+    return tuple(interval.split(":")) if isinstance(interval, str) else interval
 
-    sampler: SamplerName = "dpmpp_2m"
+
+class SamplingConfig(Frozen):
+    """How a model is sampled by default; stored in its file."""
+
+    sampler: Annotated[str, Named(SAMPLERS)] = "dpmpp_2m"
     """The rule for each step."""
     steps: int | None = Field(8, ge=1, le=100_000)
-    """Number of steps, each of one denoiser call (heun: two); none: as many as the schedule has levels."""
+    """Number of steps, one denoiser call each (heun: two); none: one step for each level of the schedule."""
     scale: float = Field(1.4, ge=0, allow_inf_nan=False)
     """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
     schedule: AnySchedule | None = Karras(sigma_min=0.05)
-    """Spreads the noise levels that sampling walks down; none: the one that the model was trained with."""
+    """Spreads the noise levels of the steps; none: the model's training schedule."""
+    interval: Annotated[
+        tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None, BeforeValidator(_range)
+    ] = None
+    """Guidance interval, LOW:HIGH in noise levels: outside it the scale is 1 and a step costs one evaluation
+    (Kynkäänniemi et al. 2024); none: guidance at every level."""
+    guide: str | None = None
+    """Autoguidance: a weaker model, as a run or a model file, that replaces the unconditional prediction (Karras et al.
+    2024); none: classifier-free guidance."""
+    options: dict[str, float | str] = {}
+    """Options of the sampler, such as eta=0.5 for ancestral."""
 
     @model_validator(mode="after")
-    def _has_levels(self) -> "SamplingConfig":
+    def _valid(self) -> "SamplingConfig":
+        if self.interval is not None and not self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval {self.interval[0]:g}:{self.interval[1]:g} must be LOW:HIGH with LOW below HIGH")
+        defaults = sampler_options(self.sampler)
+        for name, value in self.options.items():
+            if name not in defaults:
+                known = f"its options are {', '.join(defaults)}" if defaults else "it has no options"
+                raise ValueError(f"the sampler {self.sampler} has no option {name!r}; {known}")
+            if isinstance(defaults[name], float) and not isinstance(value, float):
+                raise ValueError(f"the option {name} must be a number, not {value!r}")
+        if self.options:  # Two steps on one pixel, so that the sampler itself can refuse a value.
+            pixel = torch.zeros(1, 1, 1, 1)
+            list(self.rule()(lambda x, _sigma: x, pixel, [2.0, 1.0, 0.0], lambda _step: pixel))
         if self.schedule is not None:
             self.grid(self.schedule)
         return self
 
     def grid(self, trained: Schedule) -> list[float]:
-        """The noise levels that sampling walks down, for a model that was trained with the schedule ``trained``.
+        """The noise levels of the steps, for a model that was trained with the schedule ``trained``.
 
         Raises:
-            ValueError: If there are not so many.
+            ValueError: If the schedule does not have that many levels.
         """
         schedule = self.schedule or trained
         if self.steps is None and schedule.levels == math.inf:
-            raise ValueError(f"steps is none, but the {schedule.kind} schedule has no number of levels of its own")
+            raise ValueError(f"steps is none, but the {schedule.kind} schedule is continuous: give a number of steps")
         return grid(schedule, int(schedule.levels if self.steps is None else self.steps))
 
+    def rule(self) -> Sampler:
+        """The sampler with its options."""
+        return partial(SAMPLERS.find(self.sampler), **self.options)
 
-class CommonConfig(Frozen):
-    """What every run is told, whatever it trains. The same config and data give the same model; on the same CPU bit for
-    bit.
+
+class MethodConfig(Frozen):
+    """What every run needs, whatever its training method.
+
+    The same config and data give the same model; on the same CPU bit for bit.
     """
 
+    kind: str
+    """The training method: a key of ``METHODS``."""
     data: str = "mnist"
     """Data set: mnist, or the path of a folder of IDX files, a folder of image folders, or an .npz file."""
     size: Annotated[tuple[Side, Side], BeforeValidator(_square)] | None = None
-    """Height and width to bring every image to, or one number for both; needed where the data are of mixed size."""
+    """Height and width for every image, or one number for both; needed where the images differ in size."""
+    augment: Annotated[str, Named(AUGMENTATIONS)] = "none"
+    """Augmentation of the training images, such as flip, which mirrors half of them."""
     seed: int = 0
-    """Decides the first weights, the order of the images and every draw of noise."""
+    """Decides the initial weights, the order of the images and all noise."""
     images: int | None = Field(100_000, ge=1)
-    """Length of the run: how many images are seen, repeats counted."""
+    """Length of the run in training images, repeats counted."""
     epochs: int | None = Field(None, ge=1)
-    """Length of the run in passes over the data, in place of images; each pass then ends with a smaller batch."""
+    """Length of the run in epochs, instead of images; the last batch of an epoch is then smaller."""
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
     ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
-    """Power of the weights' moving average: step i of t counts as (i / t) ** ema; 0: plain mean; none: no average."""
+    """Power of the weights' moving average: step i of t has the weight (i / t) ** ema; 0: plain mean; none: no
+    average."""
 
     log_every: int = Field(2_000, ge=1)
     """Images between two lines of metrics.jsonl."""
     checkpoint_every: int = Field(4_000, ge=1)
     """Images between two checkpoints."""
     pictures_every: int | None = Field(None, ge=1)
-    """Epochs between two grids of pictures; by default so many that a run has at most five. One always ends it."""
+    """Epochs between two image grids (default: at most five grids in a run); the end of the run always has one."""
     evaluate_every: int | None = Field(None, ge=1)
-    """Images between two scores of the model as it stands; none: it is not scored. Each takes about as long as drawing
-    evaluate_images images."""
+    """Images between two scores of the model; none: no scores. A score takes about as long as drawing evaluate_images
+    images."""
     evaluate_images: int = Field(2_000, ge=1)
-    """How many images a score of the model is made of."""
+    """Images in a score of the model."""
 
     either: ClassVar = ("images", "epochs")
-    """Fields of which one holds."""
+    """Fields that exclude each other."""
 
     @model_validator(mode="before")
     @classmethod
     def _length_in_epochs(cls, given: Any) -> Any:
-        """Epochs take the place of the default number of images."""
+        """Epochs replace the default number of images."""
         if isinstance(given, dict) and given.get("epochs") is not None and "images" not in given:
             return {**given, "images": None}
         return given
 
     @model_validator(mode="after")
-    def _one_length(self) -> "CommonConfig":
+    def _one_length(self) -> "MethodConfig":
         if (self.images is None) == (self.epochs is None):
-            raise ValueError("the length is told in images or in epochs: give one of them, and not both")
+            raise ValueError("give the length of the run either in images or in epochs")
         return self
 
     def length(self, n: int) -> int:
-        """How many images the run sees, repeats counted, of ``n`` that there are."""
+        """Training images in the run, repeats counted, for a data set of ``n`` images."""
         return self.images if self.epochs is None else self.epochs * n  # type: ignore[return-value]
 
+    def learning_rate(self, seen: int, n: int) -> float:
+        """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
+        return learning_rate(seen / self.length(n), 0.0)
 
-class TrainConfig(CommonConfig):
-    """One training run of a diffusion model."""
+    def gif_interval(self, epochs: float) -> int | None:  # noqa: ARG002 (denoisers have one)
+        """Epochs between two sets of GIFs in a run of ``epochs`` epochs; None: no GIFs."""
+        return None
 
-    kind: Literal["diffusion"] = "diffusion"
+
+class DenoiserConfig(MethodConfig):
+    """What every method that trains a denoiser needs."""
+
     black: float = Field(-1.0, ge=-1, le=0)
-    """What a black pixel is in data units, where a white one is 1."""
+    """Value of a black pixel in data units; a white one is 1."""
 
     net: AnyNet = UNetConfig()
     """The network."""
-    parameterization: ParameterizationName = "flow"
+    parameterization: Annotated[str, Named(PARAMETERIZATIONS)] = "flow"
     """What the network predicts."""
     sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """The data's standard deviation, in data units; flow does without it, and 1 gives DDPM's own scaling."""
+    """Standard deviation of the data in data units; flow does not use it, and 1 gives DDPM's own scaling."""
     schedule: AnySchedule = LogNormal()
-    """Spreads the noise levels that training draws."""
-    even_levels: bool = True
-    """Whether the noise levels of successive images are spread evenly, which steadies the loss, or independent."""
-    label_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of the images that are learned without their label, which guidance needs."""
+    """Spreads the noise levels of training."""
 
     muon_lr: float | None = Field(0.02, gt=0, allow_inf_nan=False)
-    """Peak learning rate of Muon, for the hidden convolutions and matrices; none leaves them to Adam."""
+    """Peak learning rate of Muon, for the hidden convolutions and matrices; none: Adam trains them."""
     adam_lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
-    """Peak learning rate of Adam, for all else."""
+    """Peak learning rate of Adam, for all other weights."""
     adam_beta2: float = Field(0.99, ge=0, lt=1)
-    """How much of Adam's mean of squared gradients stays at a step."""
+    """Decay of Adam's average of squared gradients."""
     warmup: float = Field(0.02, ge=0, lt=1)
-    """Share of the run in which the learning rate rises; it falls to zero, linearly, in the rest."""
-    lr_by_epoch: bool = False
-    """Whether the learning rate changes only from one epoch to the next, instead of with every step."""
+    """Fraction of the run in which the learning rate rises; then it falls linearly to zero."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network's matrix work in bfloat16; weights and optimizer stay in fp32."""
+    """bf16: the network's matrix products and convolutions run in bfloat16; weights and optimizer stay in fp32."""
     compile: bool = False
-    """Whether the network goes through torch.compile, which takes a minute before the first step."""
+    """Whether to use torch.compile, which takes a minute before the first step."""
 
     gifs_every: int | None = Field(None, ge=1)
-    """Epochs between two sets of GIFs; by default so many that a run has at most two. One set always ends it."""
+    """Epochs between two sets of GIFs (default: at most two sets in a run); the end of the run always has one."""
     gif_steps: int | None = Field(30, ge=1, le=100_000)
-    """Steps from noise to digits in GIFs, where the schedule has so many, for the eye wants more than a sampler needs;
-    none: as many as sampling takes."""
+    """Sampling steps in GIFs, at most one for each level of the schedule; none: the sampler's own number of steps."""
     gif_stride: int | None = Field(None, ge=1)
-    """Training's GIFs show the state after each step whose number, counted from the last, this divides, after the first
-    and after the last seven; none: every state."""
+    """GIFs show each step t = T..1 that is T, a multiple of this, or below 8; none: every step."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
-    """The guidance strengths w = scale - 1 that pictures are drawn for."""
+    """Guidance strengths w = scale - 1 of the pictures."""
 
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""
 
     @model_validator(mode="after")
-    def _sound(self) -> "TrainConfig":
+    def _drawable(self) -> "DenoiserConfig":
         if len({f"{w:g}" for w in self.guidance_strengths}) < len(self.guidance_strengths):
-            raise ValueError("guidance_strengths that are equal to six digits would give pictures of one name")
+            raise ValueError("two guidance_strengths are equal to six digits, so their pictures would have one name")
+        if self.sampling.guide is not None:
+            raise ValueError("sampling.guide is for drawing only, because a model file must be complete on its own")
         self.sampling.grid(self.schedule)
         return self
 
     def learning_rate(self, seen: int, n: int) -> float:
-        """Share of the peak learning rates after ``seen`` images, of ``n`` that there are."""
-        done = seen - seen % n if self.lr_by_epoch else seen
-        return learning_rate(done / self.length(n), self.warmup)
+        """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
+        return learning_rate(seen / self.length(n), self.warmup)
 
+    def gif_interval(self, epochs: float) -> int | None:
+        """Epochs between two sets of GIFs."""
+        return self.gifs_every or math.ceil(epochs)
 
-class GanConfig(CommonConfig):
-    """One training run of a GAN."""
-
-    kind: Literal["gan"] = "gan"
-
-    net: AnyGan = ConvGanConfig()
-    """Generator and discriminator."""
-    loss: LossName = "relativistic"
-    """What the two play for."""
-    classification: float = Field(0.3, ge=0, allow_inf_nan=False)
-    """Weight of a second task, where the discriminator also reads classes: it learns to read real images' labels, and
-    the generator to have its images read as theirs; 0: none."""
-    gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Weight of half the squared gradient of the discriminator, at real and at generated images; 0: none."""
-    penalty_every: int = Field(8, ge=1)
-    """Steps between two of these penalties, each then so many times as heavy."""
-
-    generator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
-    """Peak learning rate of the generator's Adam."""
-    discriminator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
-    """Peak learning rate of the discriminator's Adam."""
-    adam_beta1: float = Field(0.0, ge=0, lt=1)
-    """How much of Adam's mean of gradients stays at a step."""
-    adam_beta2: float = Field(0.99, ge=0, lt=1)
-    """How much of Adam's mean of squared gradients stays at a step."""
-    lr_decay: bool = True
-    """Whether the learning rates fall to zero, linearly, in the run."""
-
-    @model_validator(mode="after")
-    def _has_classes(self) -> "GanConfig":
-        if self.classification and not self.net.conditional:
-            raise ValueError(f"the {self.net.kind} discriminator reads no classes: classification must be 0")
-        return self
-
-    def learning_rate(self, seen: int, n: int) -> float:
-        """Share of the peak learning rates after ``seen`` images, of ``n`` that there are."""
-        return learning_rate(seen / self.length(n), 0.0) if self.lr_decay else 1.0
-
-
-AnyConfig = TrainConfig | GanConfig
-"""The config of a run, its ``kind`` told by its own class."""
-
-
-# Times are of two CPU cores; docs/results.md has the machine, the spread and the commands.
-PRESETS: dict[str, TrainConfig] = {
-    # A minute; Fréchet distance 2.84, label accuracy 99.2%.
-    "quick": TrainConfig(images=22_000, batch=32, muon_lr=0.015, sampling=SamplingConfig(steps=10, scale=2.4)),
-    # Four minutes; 0.67, 99.1%.
-    "laptop": TrainConfig(),
-    # The original experiment, each figure its own: docs/ddpm.md. A day or more; not yet run whole.
-    "ddpm": TrainConfig(
-        epochs=20,
-        batch=256,
-        black=0.0,
-        net=ContextUnetConfig(n_feat=128),
-        parameterization="eps",
-        sigma_data=1.0,
-        schedule=DiscreteBeta(timesteps=400, beta_start=1e-4, beta_end=0.02, zeroth=True),
-        even_levels=False,
-        label_dropout=0.1,
-        muon_lr=None,
-        adam_lr=1e-4,
-        adam_beta2=0.999,
-        warmup=0.0,
-        lr_by_epoch=True,
-        ema=None,
-        log_every=2_560,
-        checkpoint_every=12_800,
-        pictures_every=1,
-        gifs_every=5,
-        gif_steps=None,
-        gif_stride=20,
-        guidance_strengths=(0.0, 0.5, 2.0),
-        sampling=SamplingConfig(sampler="ancestral_beta", steps=None, scale=1.5, schedule=None),
-    ),
-    # Not yet measured on a GPU.
-    "gpu": TrainConfig(
-        images=6_000_128,  # whole batches, for torch.compile builds the network anew for another size
-        batch=512,
-        net=UNetConfig(widths=(128, 256), embedding=256),
-        precision="bf16",
-        compile=True,
-        log_every=50_000,
-        checkpoint_every=600_000,
-    ),
-}
-
-# Times are of two CPU cores; docs/gan.md has the commands.
-GAN_PRESETS: dict[str, GanConfig] = {
-    # The plain GAN of the original experiment's comparison. Four minutes; Fréchet distance 49 after 25 epochs.
-    "gan": GanConfig(
-        epochs=20,
-        batch=256,
-        ema=None,
-        log_every=2_560,
-        checkpoint_every=60_000,
-        pictures_every=1,
-        net=MlpGanConfig(),
-        loss="nonsaturating",
-        classification=0.0,
-        gradient_penalty=0.0,
-        generator_lr=1e-4,
-        discriminator_lr=1e-4,
-        adam_beta1=0.5,  # as Radford et al. 2016 found for GANs: with 0.9 this one was still noise after three epochs
-        adam_beta2=0.999,
-        lr_decay=False,
-    ),
-    # A GAN of today, of the laptop network's size. Four minutes; 0.55, label accuracy 98.9%.
-    "gan-conditional": GanConfig(batch=32, pictures_every=1),
-}

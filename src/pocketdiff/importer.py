@@ -1,4 +1,4 @@
-"""Models that other programs trained. The only place that reads a ``.pth``, and only as data, never as code."""
+"""Import of models that other programs trained. The only place that reads a ``.pth``, as data and never as code."""
 
 import warnings
 from pathlib import Path
@@ -7,10 +7,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pocketdiff.checkpoint import CheckpointError
-from pocketdiff.config import PRESETS, TrainConfig
 from pocketdiff.data import DataInfo
-from pocketdiff.generate import DiffusionModel, build_denoiser
+from pocketdiff.errors import CheckpointError
+from pocketdiff.methods.diffusion import PRESETS, DiffusionConfig
+from pocketdiff.model import DiffusionModel, build_denoiser
 from pocketdiff.nets.context_unet import SIDE, ContextUnetConfig
 from pocketdiff.schedule import DiscreteBeta
 
@@ -26,38 +26,38 @@ def import_ddpm(path: Path | str) -> DiffusionModel:
         path: What ``torch.save(ddpm.state_dict(), path)`` wrote.
 
     Returns:
-        The model, on the CPU, for `checkpoint.save_model`. Its config's network, schedule and sampling are the file's;
-        of the training it says what the script does, and of the data nothing.
+        The model, on the CPU. Its network, schedule and sampling are the file's; its training settings are the
+        script's defaults, and nothing is known of its data.
 
     Raises:
-        CheckpointError: If it is no such file: one sentence with the first thing that is wrong.
+        CheckpointError: If it is not such a file; the message names the first fault.
     """
     path = Path(path)
     state = _read(path)
     net, schedule, classes, channels = _describe(path, state)
-    with torch.device("meta"):  # Shapes alone: a small file may claim a large network.
-        shapes = {f"{_NET}{name}": tensor.shape for name, tensor in net.build(channels, classes).state_dict().items()}
+    with torch.device("meta"):  # Shapes only: a small file may claim a large network.
+        shapes = {f"{_NET}{name}": tensor.shape for name, tensor in net.build((channels, SIDE, SIDE), classes).state_dict().items()}
     tables = _tables(schedule)
     shapes |= {name: table.shape for name, table in tables.items()}
     if missing := sorted(shapes.keys() - state.keys()):
-        raise CheckpointError(f"{path}: lacks {missing[0]!r}; {_REMEDY}")
+        raise CheckpointError(f"{path}: has no {missing[0]!r}; {_REMEDY}")
     if strange := sorted(state.keys() - shapes.keys()):
-        raise CheckpointError(f"{path}: holds {strange[0]!r}, which the script's model does not; {_REMEDY}")
+        raise CheckpointError(f"{path}: has {strange[0]!r}, which is not part of the script's model; {_REMEDY}")
     for name, tensor in state.items():
         if tensor.shape != shapes[name]:
             raise CheckpointError(
-                f"{path}: {name!r} is of shape {tuple(tensor.shape)}, and the script's is of {tuple(shapes[name])}; "
+                f"{path}: {name!r} has the shape {tuple(tensor.shape)} instead of {tuple(shapes[name])}; "
                 f"{_REMEDY}"
             )
         if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
-            raise CheckpointError(f"{path}: {name!r} has no sound values; give a model whose training went well")
+            raise CheckpointError(f"{path}: {name!r} has invalid values; give a model whose training succeeded")
     for name, table in tables.items():
-        # What is made of 1 - alpha_bar has lost digits in the script's float32.
+        # In the script's float32, 1 - alpha_bar loses digits.
         rtol, atol = (1e-2, 1e-4) if "mab" in name else (1e-3, 1e-6)
         if not torch.allclose(state[name].double(), table, rtol=rtol, atol=atol):
-            raise CheckpointError(f"{path}: {name!r} is no table of the script's schedule, beta in a line; {_REMEDY}")
+            raise CheckpointError(f"{path}: {name!r} does not match the script's linear beta schedule; {_REMEDY}")
     preset = PRESETS["ddpm"].model_copy(update={"net": net, "schedule": schedule})
-    config = TrainConfig.model_validate(preset.model_dump())
+    config = DiffusionConfig.model_validate(preset.model_dump())
     info = DataInfo(
         channels=channels, height=SIDE, width=SIDE, classes=tuple(str(label) for label in range(classes)),
         ink=channels == 1, train_images=None, test_images=None, sha256=None,
@@ -68,7 +68,7 @@ def import_ddpm(path: Path | str) -> DiffusionModel:
 
 
 def _tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
-    """The buffers of the script's model: T + 1 entries each, in float64, by their names there."""
+    """The buffers of the script's model by name: T + 1 entries each, in float64."""
     beta = torch.linspace(schedule.beta_start, schedule.beta_end, schedule.timesteps + 1, dtype=torch.float64)
     alphabar = torch.cumprod(1 - beta, 0)
     return {
@@ -83,27 +83,27 @@ def _tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, whatever the file's bytes; numbers with a point as float32."""
+    """The tensors of a state dict; floating-point tensors are converted to float32."""
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_REMEDY}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead it to.
+    except Exception as error:  # torch raises errors of many kinds on damaged files.
         raise CheckpointError(f"{path}: cannot be read as a state dict ({type(error).__name__}); {_REMEDY}") from error
-    # The file may have given its dict and tensors attributes, under any name: only the types' own methods are called.
+    # The file may have set any attribute on its dict and tensors, so only the types' own methods are called.
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in dict.keys(state)):
-        raise CheckpointError(f"{path}: holds no state dict; {_REMEDY}")
+        raise CheckpointError(f"{path}: is not a state dict; {_REMEDY}")
     tensors = dict(dict.items(state))
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
-            raise CheckpointError(f"{path}: {name!r} is no plain tensor; {_REMEDY}")
+            raise CheckpointError(f"{path}: {name!r} is not a plain tensor; {_REMEDY}")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _is_plain(tensor: object) -> bool:
-    """Whether this is a tensor of usual numbers that are all there: a few bytes can claim to be one of any size."""
+    """Whether this is a plain tensor with all its data; a few bytes can claim to be a tensor of any size."""
     if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
         return False
     if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
@@ -112,25 +112,25 @@ def _is_plain(tensor: object) -> bool:
 
 
 def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, DiscreteBeta, int, int]:
-    """Network, schedule, and numbers of classes and channels, from the tensors' shapes and the table of beta."""
+    """Network, schedule, number of classes and number of channels, from the tensors' shapes and the beta table."""
     try:
         n_feat, channels, _, _ = state[f"{_NET}init_conv.conv1.0.weight"].shape
         _, classes = state[f"{_NET}contextembed1.model.0.weight"].shape
         (entries,) = state["sqrt_beta_t"].shape
-        # Not of 1 - alpha_t, which keeps four of a float32's seven digits.
+        # Not from 1 - alpha_t, which keeps four of a float32's seven digits.
         start, end = (float(f"{state['sqrt_beta_t'][at].double().item() ** 2:.6g}") for at in (0, -1))
         if channels not in (1, 3) or classes < 1:
             raise CheckpointError(
-                f"{path}: is for {classes} classes and {channels} channels; there must be a class, and 1 or 3 channels"
+                f"{path}: has {classes} classes and {channels} channels; it needs at least one class, and 1 or 3 channels"
             )
         net = ContextUnetConfig(n_feat=n_feat)
         schedule = DiscreteBeta(timesteps=entries - 1, beta_start=start, beta_end=end, zeroth=True)
     except KeyError as error:
-        raise CheckpointError(f"{path}: lacks {error.args[0]!r}; {_REMEDY}") from error
+        raise CheckpointError(f"{path}: has no {error.args[0]!r}; {_REMEDY}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "beta"
         raise CheckpointError(f"{path}: {where} cannot be {fault['input']}; {_REMEDY}") from error
     except (ValueError, IndexError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: its tensors are not of the script's shapes; {_REMEDY}") from error
+        raise CheckpointError(f"{path}: its tensors do not have the script's shapes; {_REMEDY}") from error
     return net, schedule, classes, channels

@@ -1,29 +1,26 @@
-"""Pictures: grids of images and GIFs of the denoising."""
+"""Pictures: image grids, and GIFs of the denoising."""
 
 import io
-from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from pocketdiff.generate import DiffusionModel
-
 Pixels = UInt8[Tensor, "n c h w"]
 _GAP = 2
 _GREYS = 17
-"""Distance between two greys of a GIF: sixteen are enough, and noise of few greys takes half the room."""
+"""Distance between two grey levels of a GIF: sixteen levels are enough, and noise then compresses twice as well."""
 
 
 def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
-    """A grid of images, row by row, on white.
+    """An image grid, row by row, on white.
 
     Args:
         images: Bytes; grey or RGB.
         columns: Images in a row.
-        ink: Whether to turn light on dark into dark on light.
-        zoom: How many pixels of the picture, each way, a pixel of the images takes.
+        ink: Whether to invert light strokes on black into dark strokes on white.
+        zoom: Scale factor.
     """
     n, channels, height, width = images.shape
     rows = -(-n // columns)
@@ -40,7 +37,7 @@ def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
 
 
 def over(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    """Two grids of the same width, one above the other with a line between them."""
+    """Two image grids of the same width, one above the other, with a line between them."""
     line = 3 * _GAP
     picture = Image.new(upper.mode, (upper.width, upper.height + line + lower.height), "white")
     picture.paste(
@@ -59,7 +56,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def gif(frames: list[Image.Image]) -> bytes:
-    """Frames as the bytes of an endless GIF of a few seconds, which rests on the last one."""
+    """Frames as the bytes of a looping GIF of a few seconds, which pauses on the last frame."""
     buffer = io.BytesIO()
     frames = [frame.point(lambda value: round(value / _GREYS) * _GREYS) for frame in frames]
     durations = [max(40, 2500 // len(frames))] * (len(frames) - 1) + [2000]
@@ -67,31 +64,23 @@ def gif(frames: list[Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def denoising(model: DiffusionModel, labels: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-    """The denoising as pictures, each with the steps that are left: pure noise, then the state after each step."""
-    sigmas = model.grid()
-    left = len(sigmas) - 1
-    yield left, model.to_pixels(model.start(seeds, sigmas[0]), sigmas[0])
-    for step in model.steps(labels, seeds):
-        left -= 1
-        yield left, model.to_pixels(step.x, step.sigma)
-
-
-def is_frame(left: int, steps: int, stride: int | None) -> bool:
-    """Whether a GIF shows the state with so many steps left.
+def is_frame(steps_left: int, steps: int, stride: int | None) -> bool:
+    """Whether a GIF shows a state.
 
     Args:
-        left: Steps that are left.
+        steps_left: Steps from this state to the image.
         steps: Steps in all.
-        stride: None for every state; else, as in DDPM-MNIST, those after the steps t = T..1 for which t is T, a
-            multiple of the stride, or below 8.
+        stride: None: every state. Otherwise the states after the steps t = T..1 where t is T, a multiple of the
+            stride, or below 8, as in DDPM-MNIST.
     """
-    t = left + 1
-    return stride is None or (left < steps and (t == steps or t % stride == 0 or t < 8))
+    t = steps_left + 1
+    return stride is None or (steps_left < steps and (t == steps or t % stride == 0 or t < 8))
 
 
 def health(images: Pixels) -> str | None:
-    """What is wrong with generated images, in a sentence, or None: blank pictures mean a failed training."""
+    """What is wrong with generated images, in a sentence; None if they look healthy. Blank images mean that training
+    failed.
+    """
     spread = float(images.float().std())
     if spread < 4:
         return f"the generated images are blank (standard deviation {spread:.1f} of 255); training may have failed"

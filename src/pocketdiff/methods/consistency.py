@@ -1,0 +1,183 @@
+"""Consistency distillation: a trained diffusion model becomes one that draws in one or two steps.
+
+The student starts as a copy of the teacher. It learns to give the same image at two noise levels of one path: the
+teacher, with guidance, takes a step from the higher level to the lower one. The distance between the two levels
+shrinks during the run. Sources: Song et al. 2023 (consistency models), algorithm 2; Geng et al. 2024 (ECT), section 3.
+"""
+
+import copy
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from pocketdiff import rng
+from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
+from pocketdiff.data import DataInfo, to_data_units
+from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
+from pocketdiff.errors import RequestError
+from pocketdiff.methods.loop import Batch, Load, Losses, TrainState
+from pocketdiff.model import DiffusionModel, View, build_denoiser
+from pocketdiff.optim import make_optimizers
+from pocketdiff.schedule import Karras, LogNormal
+from pocketdiff.tensors import fingerprint
+
+_TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")
+"""Fields that the student takes from its teacher."""
+
+
+class ConsistencyConfig(DenoiserConfig):
+    """One distillation run. Network, parameterization and schedule are the teacher's."""
+
+    kind: Literal["consistency"] = "consistency"
+    teacher: str | None = None
+    """The teacher: a finished run, or a model file."""
+    teacher_sha256: str | None = None
+    """Of the teacher's weights; the run fills it in."""
+    teacher_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Guidance scale of the teacher; none: the teacher's own sampling scale."""
+    levels: AnySchedule = LogNormal(mean=0.4, std=1.4)
+    """Spreads the noise levels of training."""
+    highest: float = Field(0.15, ge=0, le=1)
+    """Fraction of the images at the highest noise level, where drawing starts."""
+    hop: tuple[Annotated[float, Field(gt=1)], Annotated[float, Field(gt=1)]] = (4.0, 64.0)
+    """The step between the two noise levels is about 1 / hop of the level; hop doubles from the first value to the
+    second during the run."""
+    huber: float = Field(0.03, ge=0, allow_inf_nan=False)
+    """Where the pseudo-Huber loss turns from squares to absolute values, per square root of the image's values."""
+
+    images: int | None = Field(40_000, ge=1)
+    """Length of the run in training images, repeats counted."""
+    muon_lr: float | None = Field(0.005, gt=0, allow_inf_nan=False)
+    """Peak learning rate of Muon, for the hidden convolutions and matrices; none: Adam trains them."""
+    adam_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    """Peak learning rate of Adam, for all other weights."""
+    sampling: SamplingConfig = SamplingConfig(
+        sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5)
+    )
+    """How the finished model is sampled by default."""
+
+
+PRESETS = {"consistency": ConsistencyConfig()}
+
+
+class ConsistencyModel(DiffusionModel):
+    """A denoiser whose first guess is already an image; guidance is part of its weights."""
+
+    def views(self) -> list[View]:
+        """Images in one step and in two."""
+        ways = [self.config.sampling.model_copy(update={"steps": steps}) for steps in (1, 2)]
+        words = ["1 step", "2 steps"]
+        return [View(f"_{n.replace(' ', '')}", n, self.with_sampling(way)) for n, way in zip(words, ways, strict=True)]
+
+
+class Consistency:
+    """The training method."""
+
+    config = ConsistencyConfig
+    presets = PRESETS
+    advice = "a lower --muon-lr and --adam-lr"
+
+    def complete(self, config: ConsistencyConfig, load: Load) -> ConsistencyConfig:
+        """The config with the teacher's network, parameterization, schedule, scale and hash.
+
+        Raises:
+            RequestError: If there is no teacher, it is not a denoiser, or the config contradicts it.
+        """
+        if config.teacher is None:
+            raise RequestError("a consistency model needs a teacher: --teacher RUN_OR_FILE")
+        teacher = load(config.teacher)
+        theirs = teacher.config
+        if not set(_TAKEN) <= set(type(theirs).model_fields):
+            raise RequestError(f"{config.teacher}: is not a denoiser and cannot teach; give a diffusion model")
+        at_zero = PARAMETERIZATIONS.find(theirs.parameterization)(torch.zeros(1), theirs.sigma_data)
+        if float(at_zero.skip) != 1 or float(at_zero.out) != 0:
+            raise RequestError(
+                f"{config.teacher}: predicts {theirs.parameterization}, which is not the image itself at noise level "
+                "0; give a teacher that predicts flow, v or eps"
+            )
+        default = ConsistencyConfig()
+        for field in _TAKEN:
+            if getattr(config, field) not in (getattr(default, field), getattr(theirs, field)):
+                raise RequestError(f"{field} is the teacher's and cannot be chosen; leave it out")
+        taken = {field: getattr(theirs, field) for field in _TAKEN}
+        if config.sampling == default.sampling:
+            start = Karras(sigma_min=1.5, sigma_max=min(80.0, theirs.schedule.sigma_max))
+            taken["sampling"] = config.sampling.model_copy(update={"schedule": start})
+        scale = config.teacher_scale
+        if scale is None and teacher.sampling is not None:
+            scale = teacher.sampling.scale
+        sha256 = fingerprint(teacher.net.state_dict(), {})
+        return config.model_copy(update={**taken, "teacher_scale": scale, "teacher_sha256": sha256})
+
+    def build(self, config: ConsistencyConfig, info: DataInfo) -> Denoiser:
+        """A new denoiser."""
+        return build_denoiser(config, info)
+
+    def new_state(
+        self, config: ConsistencyConfig, info: DataInfo, device: torch.device | str, load: Load
+    ) -> TrainState:
+        """The state before the first step: the student is a copy of the teacher.
+
+        Raises:
+            RequestError: If the teacher draws other classes or another number of channels.
+        """
+        model = load(str(config.teacher))
+        if (model.info.channels, model.info.classes) != (info.channels, info.classes):
+            raise RequestError(f"{config.teacher}: learned other classes or channels than these data have")
+        student = self.build(config, info)
+        student.load_state_dict(model.net.state_dict())
+        student = student.to(device)
+        teacher, ema = (copy.deepcopy(student).requires_grad_(False) for _ in range(2))
+        if config.compile:
+            student.net.compile()
+        optimizers = make_optimizers(student.net, config.muon_lr, config.adam_lr, config.adam_beta2)
+        return TrainState({"net": student, "ema": ema, "teacher": teacher}, optimizers)
+
+    def backward(self, state: TrainState, batch: Batch, config: ConsistencyConfig) -> Losses:
+        """Fills the gradients."""
+        student, teacher = state.net, state.modules["teacher"]
+        x0, label, indices = to_data_units(batch.pixels, config.black), batch.label, batch.indices
+        eps = rng.normal(config.seed, rng.Stream.NOISE, indices, tuple(x0.shape[1:])).to(x0)
+        top = config.sampling.grid(config.schedule)[0]
+        sigma = config.levels(rng.stratified(config.seed, rng.Stream.LEVEL, indices)).clamp(max=top)
+        sigma[rng.uniform(config.seed, rng.Stream.DROP, indices) < config.highest] = top
+        lower = self._lower(sigma, batch.progress, config)
+        sigma, lower = sigma.float().to(x0.device), lower.float().to(x0.device)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            x = x0 + sigma.view(-1, 1, 1, 1) * eps
+            with torch.no_grad():
+                x_lower = self._teacher_step(teacher, x, sigma, lower, label, config)
+                # At noise level 0 the target is the teacher's image; the network is never evaluated there.
+                known = student(x_lower, lower.clamp(min=1e-3), label)
+                target = torch.where(lower.view(-1, 1, 1, 1) < 1e-3, x_lower, known)
+            error = (student(x, sigma, label) - target).square().sum((1, 2, 3))
+        c = config.huber * x0[0].numel() ** 0.5
+        loss = ((error + c**2).sqrt() - c).mean()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def model(self, module: Denoiser, config: ConsistencyConfig, info: DataInfo) -> ConsistencyModel:
+        """The model that draws with a denoiser's weights."""
+        return ConsistencyModel(module, config, info)
+
+    @staticmethod
+    def _lower(sigma: Float[Tensor, " b"], progress: float, config: ConsistencyConfig) -> Float[Tensor, " b"]:
+        """The lower noise level of each pair. Source: Geng et al. 2024, section 3.2, with k = 8 and b = 1."""
+        first, last = config.hop
+        doublings = int(progress * (torch.tensor(last / first).log2().floor().item() + 1))
+        hop = min(first * 2**doublings, max(first, last))
+        return (sigma * (1 - (1 + 8 * torch.sigmoid(-sigma)) / hop)).clamp(min=0)
+
+    @staticmethod
+    def _teacher_step(
+        teacher: Denoiser, x: Tensor, sigma: Tensor, lower: Tensor, label: Tensor, config: ConsistencyConfig
+    ) -> Float[Tensor, "b c h w"]:
+        """One Euler step of the guided teacher from ``sigma`` to ``lower``."""
+        x0_hat = teacher(x, sigma, label)
+        if config.teacher_scale not in (None, 1):
+            uncond = teacher(x, sigma, torch.full_like(label, teacher.null))
+            x0_hat = uncond.lerp(x0_hat, config.teacher_scale)
+        return x0_hat.lerp(x, (lower / sigma).view(-1, 1, 1, 1))

@@ -1,0 +1,163 @@
+"""The one training loop, and what a training method has to provide."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from pocketdiff import rng
+from pocketdiff.config import MethodConfig
+from pocketdiff.data import AUGMENTATIONS, DataInfo, Images
+from pocketdiff.errors import TrainingError
+from pocketdiff.model import ImageModel
+from pocketdiff.optim import take_step, update_ema
+
+Losses = dict[str, Float[Tensor, ""]]
+"""A step's mean losses by name, left on their device: the caller decides when to wait for them."""
+Load = Callable[[str], ImageModel]
+"""Loads a model from the path of a run or a model file: a method's teacher, for example."""
+Config = TypeVar("Config", bound=MethodConfig)
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes. All randomness follows from the config's seed and ``seen``."""
+
+    modules: dict[str, nn.Module]
+    """``net``, which is trained; ``ema``, the same with averaged weights; and what else the method needs, such as a
+    ``teacher``. A checkpoint saves each."""
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    """Optimizer steps taken."""
+    seen: int = 0
+    """Images seen, repeats counted."""
+
+    @property
+    def net(self) -> Any:
+        """The module that is trained: a denoiser, or a generator with its discriminator."""
+        return self.modules["net"]
+
+    @property
+    def ema(self) -> Any:
+        """The module with averaged weights."""
+        return self.modules["ema"]
+
+
+class Batch(NamedTuple):
+    """The training images of one optimizer step, after augmentation."""
+
+    indices: range
+    """Their indices in the run: the key of every random draw."""
+    pixels: UInt8[Tensor, "b c h w"]
+    label: Int[Tensor, " b"]
+    progress: float
+    """Fraction of the run that is done, in [0, 1)."""
+
+
+class StepReport(NamedTuple):
+    """What a step reports."""
+
+    step: int
+    """Steps taken so far."""
+    seen: int
+    """Images seen so far, repeats counted."""
+    epoch: int
+    """Index of the epoch of the last image seen, from 0."""
+    losses: Losses
+    """The batch's mean losses."""
+    lr: float
+    """Fraction of the peak learning rates at this step."""
+
+
+class Method(Protocol[Config]):
+    """A training method: one object, in one file, named in ``METHODS``."""
+
+    config: type[Config]
+    """Its config class; its field ``kind`` is the method's name."""
+    presets: Mapping[str, Config]
+    advice: str
+    """What to try when a loss is not finite."""
+
+    def complete(self, config: Config, load: Load) -> Config:
+        """The config with what it takes from other models, such as the teacher's network."""
+        ...
+
+    def build(self, config: Config, info: DataInfo) -> nn.Module:
+        """A new module to train, in eval mode, on the CPU; the config's seed decides its weights."""
+        ...
+
+    def new_state(self, config: Config, info: DataInfo, device: torch.device | str, load: Load) -> TrainState:
+        """The state before the first step."""
+        ...
+
+    def backward(self, state: TrainState, batch: Batch, config: Config) -> Losses:
+        """Fills the gradients of ``state.net``; changes nothing else but its buffers."""
+        ...
+
+    def model(self, module: nn.Module, config: Config, info: DataInfo) -> ImageModel:
+        """The model that draws with a module's weights (``state.ema``, or what `build` gives)."""
+        ...
+
+
+def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[Batch]:
+    """The batches from the state's position to the end of the run."""
+    n, length = len(data), config.length(len(data))
+    augment = AUGMENTATIONS.find(config.augment)
+    while state.seen < length:
+        # In a run of whole epochs a batch ends with its epoch, otherwise with the run.
+        left = n - state.seen % n if config.epochs else length - state.seen
+        indices = range(state.seen, state.seen + min(config.batch, left))
+        chosen = rng.visit_order(config.seed, indices, n).to(data.labels.device)
+        pixels = augment(data.pixels[chosen], config.seed, indices)
+        yield Batch(indices, pixels, data.labels[chosen], state.seen / length)
+
+
+def train(method: Method[Any], state: TrainState, data: Images, config: MethodConfig) -> Iterator[StepReport]:
+    """Trains until the config's images or epochs are seen, from wherever the state is.
+
+    Args:
+        method: The training method.
+        state: Changed in place.
+        data: The training split, on the state's device.
+        config: The run's config.
+
+    Yields:
+        A report after each step and the EMA's update, so leaving the loop is always safe.
+
+    Raises:
+        TrainingError: If a loss or a gradient is not finite; the state is then as the last step left it.
+    """
+    for batch in batches(config, data, state):
+        buffers = [buffer.clone() for buffer in state.net.buffers()]  # Batch norm changes its own in a forward pass.
+        state.net.train().zero_grad(set_to_none=True)
+        try:
+            losses = method.backward(state, batch, config)
+            check_finite(losses, state, method.advice)
+        except BaseException:
+            for buffer, before in zip(state.net.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            raise
+        finally:
+            state.net.eval()
+        lr = config.learning_rate(state.seen, len(data))
+        take_step(state.optimizers, lr)
+        state.step += 1
+        state.seen += len(batch.indices)
+        update_ema(state.ema, state.net, state.step, config.ema)
+        yield StepReport(state.step, state.seen, (state.seen - 1) // len(data), losses, lr)
+
+
+def check_finite(losses: Losses, state: TrainState, advice: str) -> None:
+    """Checks the losses and the gradients before the optimizer step.
+
+    Raises:
+        TrainingError: If a value is not finite.
+    """
+    gradients = [weight.grad for weight in state.net.parameters() if weight.grad is not None]
+    if not (sum(losses.values()) + torch.nn.utils.get_total_norm(gradients)).isfinite():
+        raise TrainingError(
+            f"a loss or a gradient is not finite at step {state.step + 1:,}, and the step was not taken; try {advice}"
+        )

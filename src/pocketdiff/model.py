@@ -1,0 +1,439 @@
+"""Models: from labels and seeds to images. A model knows what it can do and what drawing with it costs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from operator import index
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from pocketdiff import rng
+from pocketdiff.config import DenoiserConfig, MethodConfig, SamplingConfig
+from pocketdiff.data import DataInfo, to_uint8
+from pocketdiff.denoiser import Denoiser
+from pocketdiff.errors import PluginError, RequestError, SamplingError
+from pocketdiff.frozen import Frozen
+from pocketdiff.guidance import DenoiseFn, guide
+from pocketdiff.registry import plugins
+from pocketdiff.samplers import Step
+from pocketdiff.tensors import write_tensors
+
+CHUNK = 256
+"""The most images in one batch of drawing, which bounds the memory."""
+FORMAT = 2
+"""Version of model files."""
+
+Integers = Int[Tensor, " n"] | Int[np.ndarray, " n"] | Sequence[int]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class SamplingFacts(Frozen):
+    """How a model draws; None for settings that it does not have."""
+
+    sampler: str | None = None
+    steps: int | None = None
+    scale: float | None = None
+    interval: tuple[float, float] | None = None
+    guide: str | None = None
+    options: dict[str, float | str] | None = None
+    schedule: dict[str, Any] | None = None
+    nfe: float
+    """Network evaluations per image."""
+
+
+class View(NamedTuple):
+    """One of the ways in which a run shows its model."""
+
+    suffix: str
+    """Part of the file names: ``_w0.5``."""
+    caption: str
+    """In words: ``w = 0.5``; empty where a model has one view."""
+    still: "ImageModel"
+    """Draws the image grid."""
+    slow: "ImageModel | None" = None
+    """Draws the GIF; None where there is nothing to watch."""
+    stride: int | None = None
+    """Which steps the GIF shows; None: every step."""
+
+
+class Frame(NamedTuple):
+    """A moment of the denoising."""
+
+    steps_left: int
+    pixels: UInt8[Tensor, "n c h w"]
+
+
+class ImageModel(ABC):
+    """A trained network that draws images: ``model(labels, seeds)``.
+
+    Image i depends on its label and its seed only, not on its neighbours or its place in the batch.
+
+    Args:
+        net: With its weights loaded, on the device to draw on: everything that a model file holds.
+        config: The run's config.
+        info: The facts of the data.
+    """
+
+    config: MethodConfig
+    conditional: bool = True
+    """Whether it draws the requested class."""
+    unconditional: bool = True
+    """Whether it draws without a label."""
+    sampling: SamplingConfig | None = None
+    """Its sampling settings; None for a model that draws in one step."""
+
+    def __init__(self, net: nn.Module, config: MethodConfig, info: DataInfo) -> None:
+        self.net, self.config, self.info = net, config, info
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return self.info.classes
+
+    @property
+    def null(self) -> int:
+        """The label for "no label": ``len(classes)``."""
+        return len(self.info.classes)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.net.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network that draws."""
+        return sum(weight.numel() for weight in self.net.parameters())
+
+    @abstractmethod
+    def _rebuild(self) -> nn.Module:
+        """A new network from the config."""
+
+    @abstractmethod
+    def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
+        """At most `CHUNK` images, as bytes on the CPU."""
+
+    def nfe(self) -> float:
+        """Network evaluations per image."""
+        return 1
+
+    def how(self) -> str:
+        """How it draws, in words."""
+        return "1 step"
+
+    def sampling_facts(self) -> SamplingFacts:
+        """How it draws, as a record."""
+        return SamplingFacts(nfe=self.nfe())
+
+    def views(self) -> list[View]:
+        """How a run shows it."""
+        return [View("", "", self)]
+
+    def with_sampling(self, sampling: SamplingConfig, guide: "ImageModel | None" = None) -> "ImageModel":  # noqa: ARG002
+        """The same network with other sampling settings.
+
+        Raises:
+            RequestError: If the model has no sampling settings.
+        """
+        raise RequestError("this model draws in one step and has no sampling settings")
+
+    def frames(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Frame]:  # noqa: ARG002
+        """The denoising: pure noise, then the state after each step; all images are in memory at once.
+
+        Raises:
+            RequestError: As `generate`, or if the model draws in one step.
+        """
+        raise RequestError("this model draws in one step, so there is no denoising to show")
+
+    def generate(self, labels: Integers, seeds: Integers | None = None) -> UInt8[Tensor, "n c h w"]:
+        """Draws images, in batches of bounded memory.
+
+        Args:
+            labels: A class index for each image, or the null label.
+            seeds: An integer for each image; 0, 1, 2, ... if left out.
+
+        Returns:
+            Bytes on the CPU, in the data's own polarity.
+
+        Raises:
+            RequestError: If the model does not know a label, or the numbers of labels and seeds differ.
+            SamplingError: If the network gives values that are not finite.
+        """
+        empty = torch.empty(0, self.info.channels, self.info.height, self.info.width, dtype=torch.uint8)
+        return torch.cat([empty, *self.chunks(labels, seeds)])
+
+    __call__ = generate
+
+    def chunks(self, labels: Integers, seeds: Integers | None = None) -> Iterator[UInt8[Tensor, "m c h w"]]:
+        """What `generate` gives, batch by batch."""
+        wanted, keys = self._checked(labels, seeds)
+        for at in range(0, len(wanted), CHUNK):
+            yield self._draw(wanted[at : at + CHUNK], keys[at : at + CHUNK])
+
+    def save(self, path: Path | str) -> None:
+        """Writes a model file: weights, config and facts of the data, under one SHA-256.
+
+        Raises:
+            PluginError: If the config does not build this network, so that the file could not be loaded.
+            TrainingError: If a weight is not finite.
+            OSError: If the file cannot be written.
+        """
+        rebuilt = self._rebuild()
+        shapes, wanted = ({k: v.shape for k, v in net.state_dict().items()} for net in (rebuilt, self.net))
+        if repr(rebuilt) != repr(self.net) or shapes != wanted:
+            raise PluginError(
+                f"the config does not build the network that it should describe, a {type(self.net).__name__}; register "
+                "the network (NETS) and name it in the config"
+            )
+        about: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.config.kind,
+            "train": self.config.model_dump(mode="json"),
+            "data": self.info.model_dump(mode="json"),
+        }
+        if needed := plugins(self.config):
+            about["plugins"] = [plugin.model_dump(mode="json") for plugin in needed]
+        write_tensors(Path(path), self.net.state_dict(), about)
+
+    def facts(self) -> dict[str, str]:
+        """What ``pocketdiff info`` says of it."""
+        info = self.info
+        colour = "grey" if info.channels == 1 else "RGB"
+        known = info.train_images is not None
+        return {
+            "method": self.config.kind,
+            "images": f"{info.height} x {info.width}, {colour}, {len(info.classes)} classes: {', '.join(info.classes)}",
+            "trained on": f"{info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}"
+            if known
+            else "unknown images (the training settings in the config are the original script's)",
+            "labels": "draws the requested class" if self.conditional else "draws without labels",
+            "weights": f"{self.num_parameters:,}",
+            "draws by": f"{self.how()}, {self.nfe():g} network evaluations per image",
+        }
+
+    def __repr__(self) -> str:
+        info = self.info
+        return (
+            f"{type(self).__name__}({self.config.kind}, {info.height} x {info.width} x {info.channels}, "
+            f"{len(info.classes)} classes, {self.num_parameters:,} weights, {self.how()})"
+        )
+
+    def _checked(self, labels: Integers, seeds: Integers | None) -> tuple[list[int], list[int]]:
+        wanted = [index(label) for label in labels]
+        keys = list(range(len(wanted))) if seeds is None else [index(seed) for seed in seeds]
+        if len(wanted) != len(keys):
+            raise RequestError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
+        if strange := [label for label in wanted if not 0 <= label <= self.null]:
+            raise RequestError(f"label {strange[0]} does not exist; the {self.null} classes are 0 to {self.null - 1}")
+        if not self.unconditional and self.null in wanted:
+            raise RequestError(f"this model cannot draw without a label; give labels from 0 to {self.null - 1}")
+        if not self.conditional and any(label != self.null for label in wanted):
+            raise RequestError(f"this model knows no labels; give the null label, {self.null}, for each image")
+        return wanted, keys
+
+
+class DiffusionModel(ImageModel):
+    """A trained denoiser with one way of sampling it.
+
+    Args:
+        denoiser: With its weights loaded, on the device to draw on.
+        config: The run's config.
+        info: The facts of the data.
+        sampling: Sampling settings; the config's own if left out.
+        guide: The weaker model that ``sampling.guide`` names.
+
+    Raises:
+        RequestError: If ``sampling.guide`` names a model and ``guide`` is not given, or does not fit.
+    """
+
+    config: DenoiserConfig
+    sampling: SamplingConfig
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: DenoiserConfig,
+        info: DataInfo,
+        sampling: SamplingConfig | None = None,
+        guide: ImageModel | None = None,
+    ) -> None:
+        super().__init__(denoiser, config, info)
+        self.denoiser = denoiser
+        self.sampling = sampling or config.sampling
+        self._weak: Denoiser | None = None
+        if self.sampling.guide is not None:
+            if guide is None:
+                raise RequestError(f"sampling.guide names {self.sampling.guide}: load it and give it as guide=")
+            weak, theirs = getattr(guide, "denoiser", None), guide.info
+            if weak is None or (theirs.channels, theirs.classes) != (info.channels, info.classes):
+                raise RequestError(f"{self.sampling.guide}: cannot guide this model; give a denoiser of the same data")
+            self._weak = weak
+        self._guide = guide
+
+    def with_sampling(self, sampling: SamplingConfig, guide: ImageModel | None = None) -> "DiffusionModel":
+        """The same denoiser with other sampling settings; ``guide`` is the model that ``sampling.guide`` names."""
+        if guide is None and sampling.guide == self.sampling.guide:
+            guide = self._guide
+        return type(self)(self.denoiser, self.config, self.info, sampling, guide)
+
+    def grid(self) -> list[float]:
+        """The noise levels of the steps.
+
+        Raises:
+            RequestError: If the schedule does not have that many levels.
+        """
+        try:
+            return self.sampling.grid(self.config.schedule)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
+    def nfe(self) -> float:
+        """Network evaluations per image, counted while one pixel is sampled without the network."""
+        counter = _Counter(self.null)
+        x, weak = torch.zeros(1, 1, 1, 1), counter if self._weak is not None else None
+        denoise = guide(counter, x.new_zeros(1).long(), self.sampling.scale, interval=self.sampling.interval, weak=weak)
+        for _ in self.sampling.rule()(denoise, x, self.grid(), lambda _step: x):
+            pass
+        return counter.evaluations
+
+    def how(self) -> str:
+        """How it draws, in words."""
+        way = self.sampling
+        words = [way.sampler, f"{len(self.grid()) - 1} steps", f"scale {way.scale:g} (w = {way.scale - 1:g})"]
+        words += [f"{name} {value}" for name, value in way.options.items()]
+        if way.interval is not None:
+            words.append(f"guidance from {way.interval[0]:g} to {way.interval[1]:g}")
+        if way.guide is not None:
+            words.append(f"guided by {way.guide}")
+        return ", ".join(words)
+
+    def sampling_facts(self) -> SamplingFacts:
+        """How it draws, as a record."""
+        way = self.sampling
+        return SamplingFacts(
+            sampler=way.sampler,
+            steps=len(self.grid()) - 1,
+            scale=way.scale,
+            interval=way.interval,
+            guide=way.guide,
+            options=way.options,
+            schedule=(way.schedule or self.config.schedule).model_dump(mode="json"),
+            nfe=self.nfe(),
+        )
+
+    def views(self) -> list[View]:
+        """One view for each guidance strength of the config, and GIFs with more steps than the sampler needs."""
+        found, config = [], self.config
+        for w in config.guidance_strengths:
+            still = slow = self.with_sampling(config.sampling.model_copy(update={"scale": 1 + w}))
+            if config.gif_steps is not None:
+                levels = (still.sampling.schedule or config.schedule).levels
+                slower = still.sampling.model_copy(update={"steps": int(min(config.gif_steps, levels))})
+                slow = still if slower == still.sampling else self.with_sampling(slower)
+            found.append(View(f"_w{w:g}", f"w = {w:g}", still, slow, config.gif_stride))
+        return found
+
+    def start(self, seeds: Sequence[int], sigma: float) -> Float[Tensor, "n c h w"]:
+        """Pure noise at level ``sigma``: one tensor for each seed, drawn on the CPU so that all devices start alike.
+
+        Its variance is ``sigma^2 + sigma_data^2``, that of a noisy image: DDPM's unit-variance start on this clock.
+        """
+        shape = (self.info.channels, self.info.height, self.info.width)
+        noise = rng.normal(0, rng.Stream.START, seeds, shape).to(self.device)
+        return noise * (sigma**2 + self.config.sigma_data**2) ** 0.5
+
+    def bind(self, labels: Integers) -> DenoiseFn:
+        """The denoiser with labels and guidance bound: ``(x, sigma) -> x0_hat``."""
+        label = torch.tensor([index(label) for label in labels], dtype=torch.long, device=self.device)
+        way = self.sampling
+        return guide(self.denoiser, label, way.scale, interval=way.interval, weak=self._weak)
+
+    def steps(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Step]:
+        """Draws images and yields the state after each step; all n images are in memory at once.
+
+        Args:
+            labels: As in `generate`.
+            seeds: As in `generate`.
+
+        Raises:
+            RequestError: As `generate`, or if the schedule does not have that many levels.
+        """
+        wanted, keys = self._checked(labels, seeds)
+        sigmas = self.grid()
+        x = self.start(keys, sigmas[0])
+
+        def noise(step: int) -> Tensor:
+            return rng.normal(0, rng.Stream.STEP + step, keys, tuple(x.shape[1:])).to(self.device)
+
+        return self.sampling.rule()(self.bind(wanted), x, sigmas, noise)
+
+    def frames(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Frame]:
+        """The denoising: pure noise, then the state after each step."""
+        wanted, keys = self._checked(labels, seeds)
+        sigmas = self.grid()
+        left = len(sigmas) - 1
+        yield Frame(left, self.to_pixels(self.start(keys, sigmas[0]), sigmas[0]))
+        for step in self.steps(wanted, keys):
+            left -= 1
+            yield Frame(left, self.to_pixels(step.x, step.sigma))
+
+    def to_pixels(self, x: Float[Tensor, "n c h w"], sigma: float) -> UInt8[Tensor, "n c h w"]:
+        """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``.
+
+        At that scale pure noise has unit variance, and a clean image is unchanged.
+
+        Raises:
+            SamplingError: If a value is not finite.
+        """
+        return to_bytes(x / (1 + sigma**2) ** 0.5, self.config.black)
+
+    def _rebuild(self) -> Denoiser:
+        return build_denoiser(self.config, self.info)
+
+    def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
+        for step in self.steps(labels, seeds):
+            last = step  # Only the last state is kept: a thousand would not fit into memory.
+        return self.to_pixels(last.x, last.sigma)
+
+
+class _Counter(nn.Module):
+    """Stands in for a denoiser and counts evaluations."""
+
+    def __init__(self, null: int) -> None:
+        super().__init__()
+        self.null, self.evaluations = null, 0
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:  # noqa: ARG002
+        self.evaluations += len(x)
+        return x
+
+
+def build_denoiser(config: DenoiserConfig, info: DataInfo) -> Denoiser:
+    """A new denoiser in eval mode, on the CPU; the config's seed decides its weights."""
+    num_classes = len(info.classes)
+    net = initialized(lambda: config.net.build((info.channels, info.height, info.width), num_classes), config.seed)
+    denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes, config.schedule.noise_input)
+    return denoiser.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def initialized(build: Callable[[], Network], seed: int) -> Network:
+    """A new network; the seed decides its weights, and torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # torch's CPU generator uses 32 bits of a seed, so it gets 32 bits that depend on all of them.
+        torch.manual_seed(int(rng.generator(seed, rng.Stream.INIT).integers(2**32)))
+        return build()
+
+
+def to_bytes(x: Float[Tensor, "n c h w"], black: float = -1.0) -> UInt8[Tensor, "n c h w"]:
+    """Images in data units as bytes on the CPU.
+
+    Raises:
+        SamplingError: If a value is not finite.
+    """
+    if not x.isfinite().all():
+        raise SamplingError("the network gives values that are not finite; train it again with a lower learning rate")
+    return to_uint8(x, black).cpu()

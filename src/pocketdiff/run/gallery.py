@@ -1,0 +1,114 @@
+"""The pictures of a run: generated images above real ones, and GIFs of the denoising, for each view of the model."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pocketdiff import pictures
+from pocketdiff.data import Images
+from pocketdiff.files import write_file
+from pocketdiff.folder import RunFolder
+from pocketdiff.model import Frame, ImageModel
+from pocketdiff.progress import Progress
+
+ROWS = 4
+"""Rows of generated images, and of real ones."""
+SHOWN = 20
+"""The most classes that are shown."""
+ZOOM = 2
+"""Scale factor of image grids."""
+_log = logging.getLogger(__name__)
+
+
+class Due(NamedTuple):
+    """The pictures to draw at the end of an epoch; the first epoch is 0."""
+
+    epoch: int
+    grids: bool
+    gifs: bool
+
+
+class Gallery:
+    """Draws the model as it is. Existing files are kept: they show the same weights.
+
+    Args:
+        folder: The run's folder.
+        model: The model in training.
+        real: The training split.
+    """
+
+    def __init__(self, folder: RunFolder, model: ImageModel, real: Images) -> None:
+        self.folder, self.model, self.real = folder, model, real
+        self.views = model.views()
+        config = model.config
+        self.length = config.length(len(real))
+        epochs = self.length / len(real)
+        self.pictures_every = config.pictures_every or math.ceil(epochs / 4)
+        self.gifs_every = config.gif_interval(epochs) if any(view.slow for view in self.views) else None
+        self.columns = min(len(model.classes), SHOWN)
+        self.classes = list(range(self.columns)) * ROWS
+        self.labels = self.classes if model.conditional else [model.null] * len(self.classes)
+
+    def due(self, before: int, after: int) -> Due | None:
+        """The pictures to draw after a step, given the images seen before and after it."""
+        n = len(self.real)
+        if after == self.length:
+            return Due((after - 1) // n, grids=True, gifs=self.gifs_every is not None)
+        epochs = before // n, after // n
+        due = Due(epochs[1] - 1, _due(epochs, self.pictures_every), _due(epochs, self.gifs_every))
+        return due if due.grids or due.gifs else None
+
+    def draw(self, due: Due, progress: Progress) -> list[Path]:
+        """Draws and writes the pictures of every view that do not exist yet.
+
+        Returns:
+            The paths of all pictures that were due.
+        """
+        self.folder.pictures.mkdir(exist_ok=True)
+        ink = self.model.info.ink
+        below = pictures.tile(self.real.first_of_each(self.classes), self.columns, ink, ZOOM)
+        paths = []
+        for view in self.views:
+            what = f"drawing epoch {due.epoch}" + (f", {view.caption}" if view.caption else "")
+            grid, gif = self.folder.image(due.epoch, view.suffix), self.folder.gif(due.epoch, view.suffix)
+            images: pictures.Pixels | None = None
+            if due.gifs and view.slow is not None and not gif.exists():
+                shown = []
+                for frame, steps in self._frames(view.slow, what, progress):
+                    if pictures.is_frame(frame.steps_left, steps, view.stride):
+                        shown.append(pictures.tile(frame.pixels, self.columns, ink))
+                write_file(gif, pictures.gif(shown))
+                images = frame.pixels if view.slow is view.still else None
+            if due.grids and not grid.exists():
+                if images is None:
+                    images = self._images(view.still, what, progress)
+                if fault := pictures.health(images):
+                    _log.warning(fault)
+                above = pictures.tile(images, self.columns, ink, ZOOM)
+                write_file(grid, pictures.png(pictures.over(above, below)))
+            paths += [grid] * due.grids + [gif] * (due.gifs and view.slow is not None)
+        return paths
+
+    def _images(self, model: ImageModel, what: str, progress: Progress) -> pictures.Pixels:
+        if model.sampling is None:
+            progress(what, 0, 1)
+            return model(self.labels)
+        ((frame, _),) = deque(self._frames(model, what, progress), maxlen=1)
+        return frame.pixels
+
+    def _frames(self, model: ImageModel, what: str, progress: Progress) -> Iterator[tuple[Frame, int]]:
+        """The denoising, each state with the number of steps."""
+        steps = None
+        for frame in model.frames(self.labels):
+            steps = frame.steps_left if steps is None else steps
+            progress(what, steps - frame.steps_left, steps)
+            yield frame, steps
+
+
+def _due(epochs: tuple[int, int], every: int | None) -> bool:
+    """Whether one of the epochs 0, every, 2 * every, ... ended between two counts of finished epochs."""
+    before, after = epochs
+    return every is not None and -(-before // every) < -(-after // every)

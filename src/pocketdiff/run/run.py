@@ -1,0 +1,275 @@
+"""A run: claims its folder, trains or continues, logs, draws, scores, saves."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from pocketdiff import checkpoint
+from pocketdiff.checkpoint import Checkpoint, RunConfig
+from pocketdiff.config import MethodConfig
+from pocketdiff.data import Dataset
+from pocketdiff.errors import RunError
+from pocketdiff.files import remove_leftovers, write_file
+from pocketdiff.folder import RunFolder
+from pocketdiff.methods import METHODS
+from pocketdiff.methods.loop import StepReport, train
+from pocketdiff.progress import Progress, silent
+from pocketdiff.records import Summary, commit, fp32_peak, hardware, peak_memory, versions
+from pocketdiff.run.gallery import Due, Gallery
+from pocketdiff.run.log import MetricsLog
+from pocketdiff.run.scoring import Scoring, check_scoring
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """A training run in a folder. Iterate over it to train; the same arguments continue an unfinished run.
+
+    ```python
+    run = Run(PRESETS["quick"], load_data("mnist"), "runs/mine")
+    for report in run:
+        print(report.seen, report.losses["loss"])
+    run.model([3, 1, 4])
+    ```
+
+    Leaving the loop at any point is safe: the state is saved, and a new `Run` with the same arguments, or the same
+    object, continues bit for bit on the same CPU. While the loop runs, the folder is locked.
+
+    Args:
+        config: What to train.
+        data: The data set. Its source is recorded in the config.
+        folder: Where everything goes: config, log, pictures, checkpoints, model file, summary.
+        device: Where to train.
+        resume: ``auto``: continue an unfinished run; ``never``: refuse a folder that holds one; or the path of the
+            checkpoint to continue from.
+        cache: Where classifiers of other data than MNIST are kept, for scores during training; None: nowhere.
+        progress: Called while pictures are drawn and scores are made. It may raise: the loop then ends safely.
+
+    Raises:
+        RunError: If the folder holds another run, other files, or cannot be made.
+        CheckpointError: If no checkpoint of the run can be used.
+        EvaluationError: If the run asks for scores that its data do not allow.
+        RequestError: If the method needs a teacher and the config does not name one that fits.
+    """
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        data: Dataset,
+        folder: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        resume: str = "auto",
+        cache: Path | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.folder, self.data, self.progress = RunFolder(folder), data, progress
+        self.device = torch.device(device)
+        self._method, self._resume, self._cache = METHODS.find(config.kind), resume, cache
+        self.config: MethodConfig = self._method.complete(config.model_copy(update={"data": data.source}), self._load)
+        """The config, with what it takes from the data and from a teacher."""
+        check_scoring(self.config.evaluate_every, self.config.evaluate_images, data)
+        self.run_config = RunConfig(train=self.config, data=data.info)
+        self.length = self.config.length(len(data.train))
+        """Training images in the run, repeats counted."""
+        with self._locked():
+            self._claim()
+        self.state = self._method.new_state(self.config, data.info, self.device, self._load)
+        """Weights, optimizers and position."""
+        self.model = self._method.model(self.state.ema, self.config, data.info)
+        """Draws with the averaged weights, as they are at the time."""
+        self.training_seconds = 0.0
+        """Time in training steps so far, over all sessions."""
+        self.resumed_from: Path | None = None
+        """The checkpoint that this run continued from."""
+        self.saved: Path | None = None
+        """The newest checkpoint."""
+        self.written: list[Path] = []
+        """The files that the end of the run wrote."""
+        self._log = MetricsLog(self.folder, self.config.log_every)
+        self._gallery = Gallery(self.folder, self.model, data.train)
+        self._pictures: list[Path] = []
+        self._other_before, self._began = 0.0, time.perf_counter()
+        self._whole = True
+        if self.finished:
+            self.model = self._load(str(self.folder))
+        else:
+            self._restore()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete: its model file and summary are written."""
+        return self.folder.summary.exists()
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the finished run took; None if it is not finished."""
+        return Summary.model_validate_json(self.folder.summary.read_bytes()) if self.finished else None
+
+    def __repr__(self) -> str:
+        done = "finished" if self.finished else f"{self.state.seen:,} of {self.length:,} images"
+        return f"Run({self.config.kind}, {str(self.folder)!r}, {done})"
+
+    def __iter__(self) -> Iterator[StepReport]:
+        """Trains to the end of the run and yields a report after each step.
+
+        Raises:
+            RunError: If another loop or process is training in the folder.
+            TrainingError: If a loss, a gradient or a weight is not finite.
+        """
+        with self._locked():
+            if self.finished:
+                return
+            saved = self.folder.saved_checkpoints()
+            if not self._whole or (saved and saved[0] > self.folder.checkpoint(self.state.step)):
+                self._restore()  # This object was interrupted inside a step, or another process went further.
+            remove_leftovers(self.folder.path)
+            scoring = Scoring(self.data, self.model, self._log, self._cache, self.progress)
+            try:
+                yield from self._train(scoring)
+            finally:
+                unsaved = self.saved != self.folder.checkpoint(self.state.step)
+                if self._whole and self.state.seen and unsaved and not self.finished:
+                    self._save()
+
+    def _train(self, scoring: Scoring) -> Iterator[StepReport]:
+        images, every, seen = self.data.train.to(self.device), self.config.checkpoint_every, self.state.seen
+        if seen:  # A run that was stopped while it drew or scored does that first.
+            batch = min(self.config.batch, len(images)) if self.config.epochs else self.config.batch
+            self._look(max(0, seen - batch), scoring)
+        for report in self._timed(train(self._method, self.state, images, self.config)):
+            self._log.add(report, self.training_seconds, report.seen == self.length)
+            due = self._gallery.due(seen, report.seen) or scoring.due(seen, report.seen)
+            if due or seen // every < report.seen // every:
+                self._save()
+            yield report
+            if due:
+                self._look(seen, scoring)
+            seen = report.seen
+        self._finish(scoring)
+
+    def _timed(self, steps: Iterator[StepReport]) -> Iterator[StepReport]:
+        """Counts the time inside the steps, and notes an interrupt inside one: such a state is not saved."""
+        while True:
+            self._whole, entered = False, time.perf_counter()
+            report = next(steps, None)
+            self.training_seconds += time.perf_counter() - entered
+            self._whole = True
+            if report is None:
+                return
+            yield report
+
+    def _look(self, before: int, scoring: Scoring) -> None:
+        """Draws and scores what is due now, after a step that began with ``before`` images seen."""
+        after = self.state.seen
+        due: Due | None = self._gallery.due(before, after)
+        if due is not None:
+            self._pictures = self._gallery.draw(due, self.progress)
+        if scoring.due(before, after):
+            scoring.score(self.state.step, after, self.progress)
+
+    def _finish(self, scoring: Scoring) -> None:
+        """Writes the model file, and then the summary, which marks the run as finished."""
+        self.model.save(self.folder.model)
+        self.written = [*self._pictures, *scoring.plot(self.folder), self._log.path]
+        weights = list(self.state.net.parameters())
+        summary = Summary(
+            steps=self.state.step,
+            images_seen=self.state.seen,
+            parameters=sum(weight.numel() for weight in weights),
+            training_seconds=self.training_seconds,
+            other_seconds=self.other_seconds,
+            images_per_second=self.state.seen / max(self.training_seconds, 1e-9),
+            peak_memory_bytes=peak_memory(),
+            peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if weights[0].is_cuda else None,
+            fp32_peak_flops=fp32_peak(self.device),
+            hardware=hardware(self.device),
+            versions=versions(),
+            commit=commit(),
+        )
+        write_file(self.folder.summary, json.dumps(summary.model_dump(mode="json"), indent=2) + "\n")
+        self.written += [self.folder.summary, self.folder.model]
+
+    @property
+    def other_seconds(self) -> float:
+        """Time for everything else so far, over all sessions: pictures, scores, checkpoints, start."""
+        session = time.perf_counter() - self._began
+        return self._other_before + session - (self.training_seconds - self._trained_before)
+
+    def _save(self) -> None:
+        self.saved = checkpoint.save_checkpoint(
+            self.folder, self.state, self.run_config, self.training_seconds, self.other_seconds
+        )
+
+    def _claim(self) -> None:
+        """Makes the folder this run's.
+
+        Raises:
+            RunError: If it belongs to something else.
+        """
+        found = checkpoint.read_run_config(self.folder)
+        if found is None:
+            own = {self.folder.lock, *self.folder.path.glob(".config.json.*.tmp")}
+            if set(self.folder.path.iterdir()) - own:
+                raise RunError(f"{self.folder}: holds files that are not a run's; use another --out folder")
+            write_file(self.folder.config, self.run_config.to_json())
+            return
+        if self._resume == "never":
+            raise RunError(f"{self.folder}: already holds a run, and --resume is never; use another --out folder")
+        if differences := found.differences(self.run_config):
+            raise RunError(
+                f"{self.folder}: holds a run that differs in {', '.join(differences)}; use another --out folder"
+            )
+
+    def _restore(self) -> None:
+        """Goes to the newest valid checkpoint, or to the given one; to the start if there is none."""
+        found: Checkpoint | None = None
+        if self._resume not in {"auto", "never"}:
+            found = checkpoint.read_checkpoint(Path(self._resume))
+        elif newest := checkpoint.newest_checkpoint(self.folder):
+            found, faults = newest
+            for fault in faults:
+                _log.warning(fault)
+        if found is not None:
+            checkpoint.restore_checkpoint(found, self.state, self.run_config)
+            self.resumed_from = self.saved = found.path
+            self.training_seconds = found.position.training_seconds
+            self._other_before = found.position.other_seconds
+        self._trained_before, self._whole = self.training_seconds, True
+        self._log.resume(self.state.step, self.state.seen, self.training_seconds)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the folder; the lock ends with the process, however it ends.
+
+        Raises:
+            RunError: If another loop or process holds it, or the folder cannot be made.
+        """
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder.lock)
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RunError(
+                f"{self.folder}: another process is training there; wait for it, or use another --out folder"
+            ) from error
+        except FileExistsError as error:
+            raise RunError(f"{self.folder}: is a file; use another --out folder") from error
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be used ({error.strerror}); use another --out folder") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _load(self, path: str) -> Any:
+        return checkpoint.load(path, self.device)
+
+

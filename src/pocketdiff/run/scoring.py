@@ -1,0 +1,95 @@
+"""Scores of a model during its training: lines of ``metrics.jsonl``, and a plot of them."""
+
+import logging
+from pathlib import Path
+
+from pocketdiff import plots
+from pocketdiff.data import Dataset
+from pocketdiff.errors import EvaluationError, SamplingError
+from pocketdiff.evaluation.classifiers import find_or_train_classifiers
+from pocketdiff.evaluation.reference import LEAST, Reference
+from pocketdiff.evaluation.score import METRICS, Score, draw, real_baseline, score
+from pocketdiff.files import write_file
+from pocketdiff.folder import RunFolder
+from pocketdiff.model import ImageModel
+from pocketdiff.progress import Progress
+from pocketdiff.run.log import MetricsLog
+
+PLOTTED = ("frechet_train", "accuracy", "recall")
+_log = logging.getLogger(__name__)
+
+
+class Scoring:
+    """Scores a model at regular intervals, always on images of the same labels and seeds.
+
+    Args:
+        data: The data that it trains on.
+        model: The model in training.
+        log: Where the scores go. A step that has a score there is not scored again.
+        cache: Where classifiers of other data than MNIST are kept; None: they are not kept.
+        progress: Called while the classifiers and the real images are prepared.
+
+    Raises:
+        EvaluationError: If the run asks for scores of too few images, or the data have too few.
+    """
+
+    def __init__(self, data: Dataset, model: ImageModel, log: MetricsLog, cache: Path | None, progress: Progress):
+        self.model, self.log = model, log
+        self.every, self.n = model.config.evaluate_every, model.config.evaluate_images
+        self.length = model.config.length(len(data.train))
+        if self.every is None:
+            return
+        self.reference = Reference.of(
+            data, find_or_train_classifiers(data, cache, progress), memorization=False, progress=progress
+        )
+        real = real_baseline(self.reference, self.n, progress=progress)
+        self.real_baseline = {} if real is None else _values(real)
+
+    def due(self, before: int, after: int) -> bool:
+        """Whether to score after a step, given the images seen before and after it."""
+        return self.every is not None and (before // self.every < after // self.every or after == self.length)
+
+    def score(self, step: int, seen: int, progress: Progress) -> None:
+        """Draws images, scores them and logs the score."""
+        if any(line["step"] == step for line in self.log.scores()):
+            return
+
+        def scoring(what: str, done: int, total: int) -> None:
+            progress(f"scoring: {what}", done, total)
+
+        try:
+            sample = draw(self.model, self.reference, self.n, 0, scoring)
+            figures: dict[str, float | str] = {**_values(score(sample, self.reference))}
+        except (EvaluationError, SamplingError) as error:  # A model early in its training may draw blank images.
+            _log.warning("no score at %s images: %s", f"{seen:,}", error)
+            figures = {"fault": str(error)}
+        evaluation = {"n": self.n, **figures}
+        self.log.add_score({"step": step, "seen": seen, "evaluation": evaluation, "real_baseline": self.real_baseline})
+
+    def plot(self, folder: RunFolder) -> list[Path]:
+        """Plots the scores over the images seen; the plot's path, if there are scores."""
+        lines = [line for line in self.log.scores() if PLOTTED[0] in line["evaluation"]]
+        if not lines:
+            return []
+        points = {name: [(line["seen"], line["evaluation"].get(name)) for line in lines] for name in PLOTTED}
+        known = {name: some for name, some in points.items() if all(value is not None for _, value in some)}
+        panels = [(METRICS[name].name, {"": some}) for name, some in known.items()]
+        marks = {METRICS[name].name: value for name, value in self.real_baseline.items() if name in PLOTTED}
+        write_file(folder.scores_plot, plots.png(plots.lines(panels, "images seen", marks)))
+        return [folder.scores_plot]
+
+
+def check_scoring(model_n: int | None, images: int, data: Dataset) -> None:
+    """Checks before a run that it can be scored as its config says.
+
+    Raises:
+        EvaluationError: If not.
+    """
+    if model_n is not None and min(images, len(data.train)) < LEAST:
+        raise EvaluationError(
+            f"a score needs {LEAST} images or more; the run scores {images:,} and the data have {len(data.train):,}"
+        )
+
+
+def _values(scored: Score) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in scored.metrics.items() if estimate is not None}
