@@ -1,17 +1,21 @@
-"""The denoiser: a network with three coefficients around it, and the package's only loss.
+"""The denoiser: a network with three coefficients around it, and its loss.
 
-``x0_hat = skip * x + out * net(in_ * x, noise, label)``. What the network itself predicts, the noise (DDPM), the image,
-a velocity (progressive distillation, EDM) or rectified flow's direction, is a choice of the three coefficients.
+``x0_hat = skip * x + out * net(in_ * x, noise, label)``. The three coefficients decide what the network predicts: the
+noise (DDPM), the image, a velocity (progressive distillation, EDM) or the direction of rectified flow.
 
-To add a parameterization, write its function and name it in ``PARAMETERIZATIONS``.
+To add a parameterization or a loss weighting, write its function and add it to ``PARAMETERIZATIONS`` or ``WEIGHTINGS``.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from pocketdiff.registry import Registry
+
+NoiseInput = Callable[[Tensor], Tensor]
 
 
 class Scaling(NamedTuple):
@@ -22,22 +26,35 @@ class Scaling(NamedTuple):
     in_: Tensor
 
 
-Parameterization = Callable[[Tensor, float], Scaling]
-NoiseInput = Callable[[Tensor], Tensor]
+class Parameterization(Protocol):
+    """What the network predicts, as coefficients."""
+
+    def __call__(self, sigma: Tensor, sigma_data: float, /) -> Scaling:
+        """The coefficients at noise levels ``sigma`` (b, 1, 1, 1), each of the same shape; ``out`` is never 0."""
 
 
-def eps(sigma: Tensor, sigma_data: float) -> Scaling:
+class Weighting(Protocol):
+    """The weight of the loss at each noise level."""
+
+    def __call__(self, sigma: Tensor, scaling: Scaling, sigma_data: float, /) -> Tensor:
+        """Weights of the squared error in the network's output space, in the shape of ``sigma`` (b, 1, 1, 1).
+
+        A squared error of 1 in that space is one of ``scaling.out ** 2`` in x0_hat.
+        """
+
+
+def predict_eps(sigma: Tensor, sigma_data: float) -> Scaling:
     """The network predicts the noise. Source: Ho et al. 2020, equation 14 (with sigma_data = 1)."""
     return Scaling(torch.ones_like(sigma), -sigma, 1 / _hypot(sigma, sigma_data))
 
 
-def x0(sigma: Tensor, sigma_data: float) -> Scaling:
+def predict_x0(sigma: Tensor, sigma_data: float) -> Scaling:
     """The network predicts the clean image."""
     return Scaling(torch.zeros_like(sigma), torch.ones_like(sigma), 1 / _hypot(sigma, sigma_data))
 
 
-def v(sigma: Tensor, sigma_data: float) -> Scaling:
-    """The network predicts a velocity; EDM's preconditioning is this with the sign of the output turned.
+def predict_v(sigma: Tensor, sigma_data: float) -> Scaling:
+    """The network predicts a velocity; EDM's preconditioning is the same with the opposite sign of the output.
 
     Source: Salimans and Ho 2022, appendix D (sigma_data = 1); Karras et al. 2022, table 1.
     """
@@ -45,31 +62,63 @@ def v(sigma: Tensor, sigma_data: float) -> Scaling:
     return Scaling((sigma_data / length) ** 2, -sigma_data * (sigma / length), 1 / length)
 
 
-def flow(sigma: Tensor, sigma_data: float) -> Scaling:  # noqa: ARG001 (one signature for all)
-    """The network sees ``(1 - t) x0 + t eps`` with t = sigma / (1 + sigma) and predicts ``eps - x0``.
+def predict_flow(sigma: Tensor, sigma_data: float) -> Scaling:  # noqa: ARG001 (one signature for all)
+    """The network's input is ``(1 - t) x0 + t eps`` with t = sigma / (1 + sigma), and it predicts ``eps - x0``.
 
-    Source: Liu et al. 2022, equation 1 (time reversed). ``sigma_data`` plays no part.
+    Source: Liu et al. 2022, equation 1 (time reversed). ``sigma_data`` is not used.
     """
     return Scaling(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma))
 
 
 def _hypot(sigma: Tensor, sigma_data: float) -> Tensor:
-    """``sqrt(sigma^2 + sigma_data^2)``, also where the square is beyond float32: long chains have such levels."""
+    """``sqrt(sigma^2 + sigma_data^2)``; finite also where sigma^2 overflows float32, as at the end of long chains."""
     return torch.hypot(sigma, sigma.new_tensor(sigma_data))
 
 
-PARAMETERIZATIONS: dict[str, Parameterization] = {"eps": eps, "x0": x0, "v": v, "flow": flow}
+def uniform(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:  # noqa: ARG001 (one signature for all)
+    """Weight 1: the simple loss of the paper that introduced each parameterization."""
+    return torch.ones_like(sigma)
+
+
+def min_snr(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:
+    """Min-SNR with gamma = 5: the error of x0_hat, in units of the data, has the weight ``min(SNR, 5)``.
+
+    ``SNR = (sigma_data / sigma)^2``. Source: Hang et al. 2023 (with sigma_data = 1).
+    """
+    return ((sigma_data / sigma).clamp(max=5**0.5) * scaling.out / sigma_data).square()
+
+
+def edm(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:
+    """EDM's weight of the error of x0_hat, ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``; 1 for `predict_v`.
+
+    Source: Karras et al. 2022, table 1 (loss weighting).
+    """
+    return (_hypot(sigma, sigma_data) / (sigma * sigma_data) * scaling.out).square()
+
+
+PARAMETERIZATIONS: Registry[Parameterization] = Registry(
+    "parameterization",
+    "pocketdiff.parameterizations",
+    {"eps": predict_eps, "x0": predict_x0, "v": predict_v, "flow": predict_flow},
+)
+
+WEIGHTINGS: Registry[Weighting] = Registry(
+    "loss weighting", "pocketdiff.weightings", {"uniform": uniform, "min_snr": min_snr, "edm": edm}
+)
 
 
 class Denoiser(nn.Module):
-    """A network made into an estimate of the clean image.
+    """A network with its coefficients: predicts the clean image.
 
     Args:
-        net: Maps (scaled image (b, c, h, w), noise input (b,), label (b,)) to its own target, shaped like the image.
+        net: Maps (scaled image (b, c, h, w), noise input (b,), label (b,)) to its target, which has the image's shape.
         parameterization: What the network predicts: a key of ``PARAMETERIZATIONS``.
         sigma_data: Standard deviation of the data, in data units; 1 gives DDPM's own scaling.
         num_classes: Number of classes; the null label, for "no label", is ``num_classes``.
-        noise_input: Maps noise levels (b,) to what the network is told of them; usually a schedule's ``noise_input``.
+        noise_input: Maps noise levels (b,) to the network's noise input; usually a schedule's ``noise_input``.
+
+    Raises:
+        ValueError: If there is no such parameterization.
     """
 
     def __init__(
@@ -77,14 +126,19 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net
-        self.parameterization = PARAMETERIZATIONS[parameterization]
+        self.parameterization = parameterization
         self.sigma_data = sigma_data
         self.null = num_classes
         self.noise_input = noise_input
+        self._scaling = PARAMETERIZATIONS.find(parameterization)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"{self.parameterization}, sigma_data={self.sigma_data:g}, num_classes={self.null}"
 
     def scaling(self, sigma: Float[Tensor, " b"]) -> Scaling:
         """The three coefficients, each (b, 1, 1, 1)."""
-        return self.parameterization(sigma.view(-1, 1, 1, 1), self.sigma_data)
+        return self._scaling(sigma.view(-1, 1, 1, 1), self.sigma_data)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], label: Int[Tensor, " b"]
@@ -95,20 +149,23 @@ class Denoiser(nn.Module):
 
     def loss(
         self, x0: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"],
-        label: Int[Tensor, " b"],
+        label: Int[Tensor, " b"], weighting: Weighting = uniform,
     ) -> Float[Tensor, " b"]:  # fmt: skip
-        """Mean squared error per image in the network's output space, where weight 1 is each paper's simple loss.
+        """Weighted mean squared error of each image, in the network's output space.
 
         Args:
             x0: Clean images, data units.
             eps: Unit noise.
             sigma: Noise levels, each > 0.
             label: Class indices; ``null`` where the label is dropped.
+            weighting: The weight at each noise level.
         """
-        x = x0 + sigma.view(-1, 1, 1, 1) * eps
-        skip, out, in_ = self.scaling(sigma)
+        level = sigma.view(-1, 1, 1, 1)
+        x = x0 + level * eps
+        scaling = skip, out, in_ = self.scaling(sigma)
         target = (x0 - skip * x) / out
-        return (self._predict(in_ * x, sigma, label) - target).square().mean((1, 2, 3))
+        error = (self._predict(in_ * x, sigma, label) - target).square().mean((1, 2, 3))
+        return error * weighting(level, scaling, self.sigma_data).flatten()
 
     def _predict(self, scaled: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         output: Tensor = self.net(scaled, self.noise_input(sigma), label)

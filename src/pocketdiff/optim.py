@@ -7,44 +7,57 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pocketdiff.errors import PluginError
+
 
 def make_optimizers(
     net: nn.Module, muon_lr: float | None, adam_lr: float, adam_beta2: float = 0.99
 ) -> list[torch.optim.Optimizer]:
-    """Muon for every weight of two or more dimensions inside the network, Adam for the rest.
+    """Muon for the hidden weights of two or more dimensions, Adam for all other parameters.
 
     Args:
-        net: A network whose ``edges`` names its modules at input and output, which Muon does not suit.
-        muon_lr: Peak learning rate of Muon; None leaves every weight to Adam.
+        net: A network with an attribute ``adam_only``: the names of modules or parameters that Muon does not suit.
+        muon_lr: Peak learning rate of Muon; None: Adam trains all parameters.
         adam_lr: Peak learning rate of Adam.
-        adam_beta2: How much of Adam's mean of squared gradients stays at a step.
+        adam_beta2: Decay of Adam's average of squared gradients.
 
     Returns:
-        Both, or Adam alone; every group of parameters carries its ``peak_lr``, which `learning_rate` scales.
+        Muon and Adam, or Adam alone. Every parameter group has its ``peak_lr``, which `take_step` scales.
+
+    Raises:
+        PluginError: If the network has no ``adam_only``, or a name in it fits no parameter.
     """
-    edges = tuple(f"{name}." for name in getattr(net, "edges", ()))
+    named = {f"{name}.": parameter for name, parameter in net.named_parameters()}
+    if (adam_only := getattr(net, "adam_only", None)) is None:
+        raise PluginError(f"{type(net).__name__} has no adam_only; name its modules at input and output, or give ()")
+    prefixes = tuple(f"{name}." for name in adam_only)
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in named):
+            raise PluginError(
+                f"{type(net).__name__}: adam_only names {prefix[:-1]!r}, which has no parameters; remove it"
+            )
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, parameter in net.named_parameters():
-        inside = muon_lr is not None and parameter.ndim >= 2 and not name.startswith(edges)
-        (hidden if inside else rest).append(parameter)
+    for name, parameter in named.items():
+        use_muon = muon_lr is not None and parameter.ndim >= 2 and not name.startswith(prefixes)
+        (hidden if use_muon else rest).append(parameter)
     adam = torch.optim.Adam([{"params": rest, "peak_lr": adam_lr}], adam_lr, betas=(0.9, adam_beta2), fused=True)
     return [adam] if muon_lr is None else [Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr), adam]
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: up in a line over ``warmup``, down in a line to 0 at the end of the run.
+    """Fraction of the peak learning rate: a linear warmup, times a linear decay to 0 at the end of the run.
 
     Args:
-        progress: Share of the run that is done, in [0, 1).
-        warmup: Share of the run in which the learning rate rises.
+        progress: Completed fraction of the run, in [0, 1).
+        warmup: Fraction of the run in which the learning rate rises.
     """
     rising = (progress + 1e-3) / (warmup + 1e-3)
     return min(1.0, rising) * (1 - progress)
 
 
 def take_step(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Every optimizer's step, at the share ``lr`` of its peak learning rate."""
+    """Takes a step with each optimizer, at the fraction ``lr`` of its peak learning rates."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr
@@ -52,14 +65,14 @@ def take_step(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: every direction of a weight matrix moves by the same amount.
+    """Orthogonalized momentum: all singular values of a weight matrix's update are about equal.
 
-    A convolution's kernel counts as the matrix (out, in * kernel area). Source: Jordan et al. 2024.
+    A convolution's kernel is treated as a matrix (out, in * kernel area). Source: Jordan et al. 2024.
 
     Args:
         params: Groups of weights of two or more dimensions.
-        lr: Learning rate: the spectral norm of a step, for matrices at least as wide as high.
-        momentum: Of the gradient's moving average, with Nesterov's look ahead.
+        lr: Learning rate: about the spectral norm of a step, for matrices with at least as many columns as rows.
+        momentum: Decay of the gradients' moving average, with Nesterov momentum.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95) -> None:
@@ -67,9 +80,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
-        """Takes one step along the gradients at hand."""
+        """Takes one step with the current gradients."""
         for group in self.param_groups:
-            # Matrices of one shape are orthogonalized together: they are small, and many calls would cost more.
+            # Small matrices of the same shape are orthogonalized in one call, which is faster.
             stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
                 state = self.state[parameter]
@@ -86,10 +99,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Float[Tensor, "*stack m n"]) -> Float[Tensor, "*stack m n"]:
-    """Brings the singular values of a matrix, or of each in a stack, near 1 (0.7 to 1.2) in five Newton-Schulz steps.
+    """Moves the singular values of each matrix close to 1 (0.7 to 1.2) in five Newton-Schulz steps.
 
-    Each step is ``X <- (a I + b A + c A^2) X`` with ``A = X X^T``. All factors commute with A, so the steps are taken
-    on the small A alone and X is multiplied once, at the end: 2.5 times less work for a 3 x 3 convolution's matrix.
+    Each step is ``X <- (a I + b A + c A^2) X`` with ``A = X X^T``. All factors commute with A, so the loop works on the
+    small A alone and multiplies X once, at the end: 2.5 times less work for a 3 x 3 convolution's matrix.
 
     Source: Jordan et al. 2024 (Muon), with its coefficients.
     """
@@ -106,10 +119,10 @@ def orthogonalize(matrix: Float[Tensor, "*stack m n"]) -> Float[Tensor, "*stack 
 
 
 def ema_decay(step: int, power: float | None) -> float:
-    """How much of the moving average stays at a step (1, 2, ...): ``(1 - 1 / step) ** (power + 1)``.
+    """Decay of the moving average of the weights at a step (1, 2, ...): ``(1 - 1 / step) ** (power + 1)``.
 
-    The average then weighs step i of t as ``(i / t) ** power``, near enough: it forgets the start however long the run,
-    and needs no warm-up, for after one step it is that step. Without a power nothing stays: the average is the present.
+    Step i of t then has a weight of about ``(i / t) ** power``: a run of any length forgets its start. No warmup is
+    needed, because the average after step 1 is step 1. With ``power`` None the average equals the current weights.
     Source: Karras et al. 2024 (EDM2), equation 3.
     """
     return 0.0 if power is None else (1 - 1 / step) ** (power + 1)
@@ -117,7 +130,7 @@ def ema_decay(step: int, power: float | None) -> float:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, net: nn.Module, step: int, power: float | None) -> None:
-    """Moves the averaged weights towards the present ones; buffers are copied."""
+    """Moves the averaged weights towards the current ones; buffers are copied."""
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - ema_decay(step, power))
     for average, buffer in zip(ema.buffers(), net.buffers(), strict=True):
         average.copy_(buffer)

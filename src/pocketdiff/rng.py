@@ -1,9 +1,9 @@
 """Randomness: every draw is a pure function of (seed, stream, index).
 
-Nothing of a generator is ever saved, so stopping and resuming, batch size, neighbours in a batch and the number of
-processes cannot change a draw. The source is numpy's Philox, a counter-based generator: (seed, stream) is its key and
-the index sits in its counter, 2^192 draws away from the next index. (torch's CPU generator uses only the low 32 bits
-of a seed, and the values of ``torch.randn`` depend on the size of the tensor.)
+No generator state is ever saved, so stopping and resuming, the batch size, the other images of a batch and the number
+of processes cannot change a draw. The source is numpy's Philox, a counter-based generator: (seed, stream) is its key,
+and the index is part of its counter, 2^192 draws away from the next index. (torch's CPU generator uses only the low 32
+bits of a seed, and the values of ``torch.randn`` depend on the size of the tensor.)
 """
 
 from collections.abc import Iterable
@@ -19,45 +19,47 @@ _MASK = 2**64 - 1
 
 
 class Stream(IntEnum):
-    """What a draw is for. Draws of different streams are independent; a number once given never changes."""
+    """The purpose of a draw. Streams are independent of each other. The numbers never change."""
 
     INIT = 0
-    """A network's first weights: the seed of torch's own generator."""
+    """A network's initial weights: the seed of torch's own generator."""
     SPLIT = 1
-    """Which images of a data set without a test split are held out, by class."""
+    """The images held out from a data set without a test split, by class."""
     ORDER = 2
-    """The order of the images, by epoch."""
+    """The order of the training images, by epoch."""
     NOISE = 3
-    """The noise on a training image, by images seen."""
+    """The noise on a training image, by the image's index in the run."""
     LEVEL = 4
-    """The training noise level, by images seen."""
+    """The noise level of a training image, by the image's index in the run."""
     DROP = 5
-    """Whether a training image loses its label, by images seen."""
+    """Whether a training image loses its label, by the image's index in the run."""
     START = 6
-    """The noise that an image is drawn from, by the image's seed."""
+    """The noise that sampling starts from, by the image's seed."""
     BOOTSTRAP = 7
-    """Which images a resample draws again."""
+    """The images in a bootstrap resample."""
     JITTER = 8
-    """How a classifier's training images are turned, scaled and moved, by optimizer step."""
+    """The rotation, scale and shift of a classifier's training images, by optimizer step."""
     SAMPLE = 9
-    """Which of more images are scored, by what they are for."""
+    """The choice of images to score from a larger set, by purpose."""
     CONTROL = 10
     """The noise and the shuffled labels of an evaluation's controls."""
     LATENT = 11
-    """The noise that a GAN's training images are made of, by images seen."""
+    """The latent noise of a GAN's training image, by the image's index in the run."""
+    AUGMENT = 12
+    """The augmentation of a training image, by the image's index in the run."""
     STEP = 1 << 32
-    """The noise that step k of sampling adds, as stream STEP + k, by the image's seed."""
+    """The noise that sampling adds in step k: stream STEP + k, by the image's seed."""
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     """The generator of one draw.
 
     Args:
-        seed: Any integer; its low 64 bits count.
-        stream: What the draw is for, usually a `Stream`.
-        index: Which draw of the stream; its low 64 bits count.
+        seed: Any integer; its low 64 bits are used.
+        stream: The purpose of the draw, usually a `Stream`.
+        index: The number of the draw; its low 64 bits are used.
     """
-    # Arrays of uint64, for numpy takes a list of large integers through floats, which drops their low bits.
+    # Arrays of uint64: numpy converts a list of large integers to floats, which drops their low bits.
     key = np.array([seed & _MASK, stream & _MASK], dtype=np.uint64)
     counter = np.array([0, 0, 0, index & _MASK], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -68,18 +70,18 @@ def permutation(seed: int, stream: int, index: int, n: int) -> Int[Tensor, " n"]
     return torch.from_numpy(generator(seed, stream, index).permutation(n))
 
 
-def visits(seed: int, indices: Iterable[int], n: int) -> Int[Tensor, " m"]:
-    """Which of ``n`` images a run sees as its images ``indices``: every pass sees each once, in an order of its own."""
-    return torch.stack([_pass(seed, index // n, n)[index % n] for index in indices])
+def visit_order(seed: int, indices: Iterable[int], n: int) -> Int[Tensor, " m"]:
+    """The images of a data set of size ``n`` for these indices in a run: each epoch shuffles all of them anew."""
+    return torch.stack([_epoch(seed, index // n, n)[index % n] for index in indices])
 
 
 @lru_cache(maxsize=2)
-def _pass(seed: int, number: int, n: int) -> Int[Tensor, " n"]:
+def _epoch(seed: int, number: int, n: int) -> Int[Tensor, " n"]:
     return permutation(seed, Stream.ORDER, number, n)
 
 
 def normal(seed: int, stream: int, indices: Iterable[int], shape: tuple[int, ...]) -> Float[Tensor, " n *shape"]:
-    """Unit noise, float32 on the CPU: one tensor of ``shape`` for each index, whatever the other indices are."""
+    """Unit noise, float32 on the CPU: one tensor of ``shape`` for each index, independent of the other indices."""
     rows = [generator(seed, stream, index).standard_normal(shape, dtype=np.float32) for index in indices]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
 
@@ -89,11 +91,11 @@ def uniform(seed: int, stream: int, indices: Iterable[int]) -> Float[Tensor, " n
     return torch.tensor([generator(seed, stream, index).random() for index in indices], dtype=torch.float64)
 
 
-def spread(seed: int, stream: int, indices: Iterable[int]) -> Float[Tensor, " n"]:
-    """Numbers in [0, 1), float64 on the CPU, uniform and evenly spread over any run of successive indices.
+def stratified(seed: int, stream: int, indices: Iterable[int]) -> Float[Tensor, " n"]:
+    """Uniform numbers in [0, 1), float64 on the CPU; those of successive indices cover [0, 1) evenly.
 
-    Steps of the golden ratio from a random start: a batch of noise levels drawn this way covers all of them, which
-    takes variance out of the loss (Kingma et al. 2021, appendix I.1, does the same within a batch).
+    They are steps of the golden ratio from a random start. Noise levels drawn this way reduce the variance of the loss,
+    because every batch covers all levels (Kingma et al. 2021, appendix I.1, does the same within a batch).
     """
     start = generator(seed, stream).random()
     golden = (5**0.5 - 1) / 2

@@ -1,18 +1,18 @@
 """Schedules: how noise levels are spread.
 
 A noisy image is ``x = x0 + sigma * eps`` everywhere in this package, and ``sigma``, the noise level in data units, is
-the only clock. A schedule is an increasing map from a coordinate ``u`` in [0, 1] to ``sigma``, and serves twice:
+the only clock. A schedule is an increasing map from a coordinate ``u`` in [0, 1] to ``sigma``. It has two uses:
 
-* training draws ``schedule(u)`` with ``u`` uniform, and the network is told ``schedule.noise_input(sigma)``;
-* sampling walks down ``grid(schedule, steps)``, which is ``schedule`` at evenly spaced ``u``, then ``sigma_end``.
+* training draws ``schedule(u)`` with ``u`` uniform and gives the network ``schedule.noise_input(sigma)``;
+* sampling walks down ``grid(schedule, steps)``: ``schedule`` at evenly spaced ``u``, then ``sigma_end``.
 
-To add a schedule, write a class with a ``kind`` and a ``__call__`` and name it in ``SCHEDULES``.
+To add a schedule, subclass `Range` with a ``kind`` and a ``__call__`` and add the class to ``SCHEDULES``.
 """
 
 import math
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -20,19 +20,43 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pocketdiff.frozen import Frozen
+from pocketdiff.registry import Registry
 
 _HIGHEST = 1e30
-"""A bound to noise levels that leaves float32 some room."""
+"""Upper bound for noise levels; far enough below float32's limit."""
+
+
+class Schedule(Protocol):
+    """A schedule: a `Frozen` config class with these members. `Range` implements all but ``kind`` and ``__call__``."""
+
+    @property
+    def kind(self) -> str:
+        """Its key in ``SCHEDULES``."""
+
+    @property
+    def sigma_max(self) -> float:
+        """Highest noise level, at u = 1."""
+
+    @property
+    def sigma_end(self) -> float:
+        """The level at which sampling ends, below all others; 0 is the clean image."""
+
+    @property
+    def levels(self) -> float:
+        """Number of different noise levels; ``math.inf`` for a continuous schedule."""
+
+    def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The network's input for noise levels; about unit scale."""
+
+    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Maps coordinates in [0, 1] to noise levels, in the dtype of ``u``."""
 
 
 class _Levels(Frozen):
-    """What every schedule has: levels that are positive and not too high, whatever its fields."""
+    """Base of the built-in schedules: checks that noise levels are positive and not too high."""
 
     def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """What a network that is trained on this schedule is told of a noise level; about unit scale.
-
-        Source: Karras et al. 2022, table 1 (c_noise).
-        """
+        """The network's input for noise levels; about unit scale. Source: Karras et al. 2022, table 1 (c_noise)."""
         return sigma.log() / 4
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -40,24 +64,24 @@ class _Levels(Frozen):
         raise NotImplementedError
 
     @model_validator(mode="after")
-    def _sound(self) -> "_Levels":
+    def _valid(self) -> "_Levels":
         try:
             sigma = self(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
-            sound = bool(((sigma > 0) & (sigma < _HIGHEST)).all())
+            valid = bool(((sigma > 0) & (sigma < _HIGHEST)).all())
         except (OverflowError, ZeroDivisionError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise ValueError(f"these values give noise levels that are not between 0 and {_HIGHEST:g}")
         return self
 
 
 class Range(_Levels):
-    """The lowest and the highest noise level; every continuous schedule runs from one to the other."""
+    """Base of the continuous schedules, which run from ``sigma_min`` to ``sigma_max``."""
 
     levels: ClassVar[float] = math.inf
-    """How many noise levels there are to choose from."""
+    """Number of different noise levels."""
     sigma_end: ClassVar[float] = 0.0
-    """Where sampling ends, below all levels: the clean image."""
+    """The level at which sampling ends: the clean image."""
 
     sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
     """Lowest noise level, in data units."""
@@ -80,7 +104,7 @@ class Karras(Range):
 
     kind: Literal["karras"] = "karras"
     rho: float = Field(7.0, gt=0, allow_inf_nan=False)
-    """How much shorter the steps are at low noise; 1 = even in sigma."""
+    """Larger: shorter steps at low noise; 1: even steps in sigma."""
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps coordinates in [0, 1] to noise levels."""
@@ -89,7 +113,7 @@ class Karras(Range):
 
 
 class LogNormal(Range):
-    """``log sigma ~ N(mean, std^2)`` for uniform ``u``, cut off at the range.
+    """``log sigma ~ N(mean, std^2)`` for uniform ``u``, truncated to the range.
 
     (-1.2, 1.2) is EDM's training distribution (Karras et al. 2022, table 1). (0, 1) is rectified flow's logit-normal
     time, since the logit of t = sigma / (1 + sigma) is log sigma (Esser et al. 2024, section 3.1).
@@ -113,17 +137,17 @@ class LogNormal(Range):
 
 class Cosine(Range):
     """Improved DDPM's schedule: ``alpha_bar(t) = cos^2((t + s) / (1 + s) * pi / 2)`` up to a factor that makes
-    ``alpha_bar(0) = 1``, cut off at the range. Source: Nichol and Dhariwal 2021, equation 17.
+    ``alpha_bar(0) = 1``, truncated to the range. Source: Nichol and Dhariwal 2021, equation 17.
     """
 
     kind: Literal["cosine"] = "cosine"
     offset: float = Field(0.008, ge=0, lt=1, allow_inf_nan=False)
-    """The paper's s: keeps the first steps from being too small."""
+    """The paper's s, which avoids very small steps near t = 0."""
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps coordinates in [0, 1] to noise levels."""
         first = math.cos(self.offset / (1 + self.offset) * math.pi / 2) ** 2
-        # alpha_bar = 1 / (1 + sigma^2), so the paper's angle at a noise level is
+        # alpha_bar = 1 / (1 + sigma^2), which gives the paper's angle at each end of the range.
         low, high = (math.acos(math.sqrt(first / (1 + s * s))) for s in (self.sigma_min, self.sigma_max))
         alpha_bar = torch.cos(self._lerp(low, high, u)) ** 2 / first
         return torch.sqrt((1 - alpha_bar) / alpha_bar).to(u.dtype)
@@ -144,23 +168,23 @@ class Flow(Range):
 class DiscreteBeta(_Levels):
     """DDPM's chain of T steps: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, beta linear in t = 1..T.
 
-    ``u`` falls on step ``t = 1 + floor(u T)``, so that uniform ``u`` is the paper's uniform ``t`` and the grid of T
-    steps is the chain itself, T, T - 1, ..., 1. The network is told ``t / T``. Source: Ho et al. 2020, section 4.
+    ``u`` maps to step ``t = 1 + floor(u T)``: uniform ``u`` gives the paper's uniform ``t``, and the grid of T steps is
+    the chain T, T - 1, ..., 1. The network's noise input is ``t / T``. Source: Ho et al. 2020, section 4.
     """
 
     kind: Literal["discrete_beta"] = "discrete_beta"
     timesteps: int = Field(1000, ge=1, le=100_000)
-    """T, the number of steps in the chain."""
+    """T, the number of steps of the chain."""
     beta_start: float = Field(1e-4, gt=0, lt=1)
     """beta_1, the variance of the first step's noise."""
     beta_end: float = Field(0.02, gt=0, lt=1)
     """beta_T, the variance of the last step's noise."""
     zeroth: bool = False
-    """Whether the tables have an entry 0, as DDPM-MNIST's do: beta_start is then beta_0, and sampling ends there."""
+    """Whether the chain has an entry 0, as in DDPM-MNIST: beta_start is then beta_0, and sampling ends at sigma_0."""
 
     @property
     def levels(self) -> int:
-        """How many noise levels there are to choose from."""
+        """Number of different noise levels."""
         return self.timesteps
 
     @property
@@ -170,7 +194,7 @@ class DiscreteBeta(_Levels):
 
     @property
     def sigma_end(self) -> float:
-        """sigma_0: 0, the clean image, or what entry 0 leaves of the noise."""
+        """sigma_0: 0 is the clean image; with ``zeroth`` it is above 0."""
         return float(_chain(self)[0])
 
     @property
@@ -184,12 +208,12 @@ class DiscreteBeta(_Levels):
         return float(self.sigmas[-1])
 
     def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The time t / T; between two levels of the chain in proportion to log sigma, beyond them the nearest's."""
-        known, wanted = self.sigmas.log().to(sigma.dtype).to(sigma.device), sigma.log()
-        above = torch.searchsorted(known, wanted.contiguous()).clamp(max=self.timesteps - 1)
+        """The time t / T: interpolated linearly in log sigma between levels, and clamped to the ends of the chain."""
+        known, log_sigma = self.sigmas.log().to(sigma.dtype).to(sigma.device), sigma.log()
+        above = torch.searchsorted(known, log_sigma.contiguous()).clamp(max=self.timesteps - 1)
         below = (above - 1).clamp(min=0)
-        way = ((wanted - known[below]) / (known[above] - known[below]).clamp(min=1e-12)).clamp(0, 1)
-        return (1 + below + way * (above - below)) / self.timesteps
+        fraction = ((log_sigma - known[below]) / (known[above] - known[below]).clamp(min=1e-12)).clamp(0, 1)
+        return (1 + below + fraction * (above - below)) / self.timesteps
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps coordinates in [0, 1] to noise levels of the chain."""
@@ -199,7 +223,7 @@ class DiscreteBeta(_Levels):
 
 @cache
 def _chain(schedule: DiscreteBeta) -> Float[Tensor, " entries"]:
-    """sigma_0 to sigma_T; DDPM's sigma_0 is 0, for its product begins with beta_1."""
+    """sigma_0 to sigma_T. DDPM's sigma_0 is 0, because its product starts at beta_1."""
     beta = torch.linspace(
         schedule.beta_start, schedule.beta_end, schedule.timesteps + schedule.zeroth, dtype=torch.float64
     )
@@ -209,35 +233,31 @@ def _chain(schedule: DiscreteBeta) -> Float[Tensor, " entries"]:
     return torch.sqrt((1 - alpha_bar) / alpha_bar)
 
 
-Schedule = Karras | LogNormal | Cosine | Flow | DiscreteBeta
-
-SCHEDULES: dict[str, type[Schedule]] = {
-    "karras": Karras,
-    "lognormal": LogNormal,
-    "cosine": Cosine,
-    "flow": Flow,
-    "discrete_beta": DiscreteBeta,
-}
+SCHEDULES: Registry[type[Schedule]] = Registry(
+    "schedule",
+    "pocketdiff.schedules",
+    {"karras": Karras, "lognormal": LogNormal, "cosine": Cosine, "flow": Flow, "discrete_beta": DiscreteBeta},
+)
 
 
 def grid(schedule: Schedule, steps: int) -> list[float]:
-    """The noise levels that a sampler walks down.
+    """The noise levels of a sampler's steps.
 
     Args:
         schedule: Maps u in [0, 1] to sigma.
         steps: Number of steps, at least 1.
 
     Returns:
-        ``steps + 1`` strictly decreasing levels, from ``sigma_max`` (u = 1) towards ``sigma_min`` (u = 0), then
-        ``sigma_end``.
+        ``steps + 1`` strictly decreasing levels: from ``sigma_max`` (u = 1) to ``sigma_min`` (u = 0), then
+        ``sigma_end``. A single step goes from ``sigma_max`` to ``sigma_end``.
 
     Raises:
-        ValueError: If ``steps`` is less than 1, or so many that levels would be equal.
+        ValueError: If ``steps`` is less than 1, or so large that levels would be equal.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     sigmas = [*schedule(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist(), schedule.sigma_end]
-    if not all(sigma > following for sigma, following in pairwise(sigmas)):
+    if not all(sigma > sigma_next for sigma, sigma_next in pairwise(sigmas)):
         raise ValueError(
             f"steps is {steps}, but the {schedule.kind} schedule has only {len(set(sigmas)) - 1} noise levels"
         )

@@ -1,15 +1,17 @@
 """Data sets: uint8 images in memory, with labels, in a train and a test split.
 
-`load_data` takes the name of a built-in set, a folder of IDX files in MNIST's layout, a folder with a sub-folder of
-PNG or JPEG images for each class, or an ``.npz`` file. Whatever is wrong with them is a `DataError`.
+`load_data` reads a built-in data set by name, a folder of IDX files in MNIST's layout, a folder with a sub-folder of
+PNG or JPEG images for each class, or an ``.npz`` file. `Dataset.from_arrays` takes arrays. Both check the data in the
+same way and raise `DataError`.
 
-To add a built-in set, name its reader in ``DATASETS``.
+To add a built-in data set, add its reader to ``DATASETS``.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,37 +20,44 @@ from pydantic import field_validator
 from torch import Tensor
 
 from pocketdiff.data.arrays import read_loose_npz, read_npz
+from pocketdiff.data.augment import AUGMENTATIONS, Augmentation
 from pocketdiff.data.folder import is_image_folder, read_image_folder, read_loose_images
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
-from pocketdiff.data.source import Size, Source, Split
+from pocketdiff.data.source import Reader, Size, Source, Split, check_images, check_labels, check_lengths, resize
 from pocketdiff.errors import DataError
 from pocketdiff.frozen import Frozen
+from pocketdiff.registry import Registry
 from pocketdiff.rng import Stream, permutation
 
 __all__ = [
-    "DATASETS", "DataError", "DataInfo", "Dataset", "Images", "load_data", "load_images", "to_data_units", "to_uint8",
+    "AUGMENTATIONS", "DATASETS", "Augmentation", "DataError", "DataInfo", "Dataset", "Images", "Reader", "Source",
+    "Split", "load_data", "load_images", "to_data_units", "to_uint8",
 ]  # fmt: skip
 
 MIN_SIDE, MAX_SIDE = 16, 64
-"""The image sizes this package is made for, in pixels."""
+"""The supported image sizes, in pixels."""
 
-DATASETS: dict[str, Callable[[], Source]] = {"mnist": read_mnist}
+DATASETS: Registry[Reader] = Registry("data set", "pocketdiff.data", {"mnist": read_mnist})
+
+Array = np.ndarray | Tensor | Sequence[Any]
 
 
 def plain_names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of classes, if they can be names of folders; a model file, which holds them, may come from a stranger.
+    """The names of classes, if they can be names of folders: a model file from a stranger contains them too.
 
     Raises:
-        ValueError: If one is empty, leads elsewhere or cannot be printed.
+        ValueError: If a name is empty, is a path, cannot be printed or occurs twice.
     """
     for name in classes:
         if not name.isprintable() or name in {"", ".", ".."} or "/" in name or "\\" in name:
             raise ValueError(f"{name!r} cannot be the name of a class")
+    if len(set(classes)) < len(classes):
+        raise ValueError("two classes have the same name")
     return classes
 
 
 class DataInfo(Frozen):
-    """What a model must know of the data it learned from; kept in its file."""
+    """What a model needs to know about its data; stored in its file."""
 
     channels: int
     """1 for grey, 3 for RGB."""
@@ -59,20 +68,20 @@ class DataInfo(Frozen):
     classes: tuple[str, ...]
     """A name for each class index."""
     ink: bool
-    """Whether the images are light strokes on black, which pictures show as dark ink on white."""
+    """Whether the images are light strokes on black, which pictures show inverted, as dark ink on white."""
     train_images: int | None
-    """Size of the training split; None for a model that came without its data."""
+    """Size of the training split; None if it is not known, as for an imported model."""
     test_images: int | None
-    """Size of the test split; None likewise."""
+    """Size of the test split; None if it is not known."""
     sha256: str | None
-    """Of every pixel and label: two runs with the same hash saw the same data; None likewise."""
+    """Hash of all pixels and labels: equal hashes mean equal data; None if it is not known."""
 
     _plain_names = field_validator("classes")(plain_names)
 
 
 @dataclass(frozen=True)
 class Images:
-    """A split: every image and its class index, on one device."""
+    """A split: all images and their class indices, on one device."""
 
     pixels: UInt8[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
@@ -92,7 +101,7 @@ class Images:
         return to_data_units(self.pixels[indices], black), self.labels[indices]
 
     def first_of_each(self, labels: list[int]) -> UInt8[Tensor, "m c h w"]:
-        """Real images to set beside generated ones: for each label in turn its first, second, ... image."""
+        """Real images to compare with generated ones: for each label in turn its first, second, ... image."""
         seen: dict[int, int] = {}
         rows = []
         for label in labels:
@@ -104,11 +113,42 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in its two splits."""
+    """A data set with a train and a test split."""
 
     train: Images
     test: Images
     info: DataInfo
+    source: str = "arrays"
+    """The name or path it was read from; "arrays" if it was not read."""
+
+    @staticmethod
+    def from_arrays(
+        images: Array,
+        labels: Array,
+        test_images: Array | None = None,
+        test_labels: Array | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        size: Size | None = None,
+        seed: int = 0,
+    ) -> "Dataset":
+        """A data set from numpy arrays or tensors, with the same checks as files. The data are copied.
+
+        Args:
+            images: uint8, (n, h, w), (n, h, w, c) or (n, c, h, w), with c = 1 (grey) or 3 (RGB).
+            labels: Integers (n,).
+            test_images: Images of the test split; without them it is held out from ``images``, as in `load_data`.
+            test_labels: Labels of the test split.
+            classes: Names of the labels 0, 1, 2, ...; by default the names are the labels themselves.
+            size: (height, width) for all images: they are scaled until they cover it, then cropped at the center.
+            seed: Decides which images are held out.
+
+        Raises:
+            DataError: If anything is wrong: one sentence that names the argument.
+        """
+        given = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels}
+        arrays = {name: _numpy(array, name) for name, array in given.items() if array is not None}
+        return _dataset(Source.of(arrays, "arrays", classes), "arrays", size, seed)
 
 
 def to_data_units(pixels: UInt8[Tensor, "*shape"], black: float = -1.0) -> Float[Tensor, "*shape"]:
@@ -117,7 +157,7 @@ def to_data_units(pixels: UInt8[Tensor, "*shape"], black: float = -1.0) -> Float
 
 
 def to_uint8(x: Float[Tensor, "*shape"], black: float = -1.0) -> UInt8[Tensor, "*shape"]:
-    """Data units to bytes, rounded; what lies outside [``black``, 1] is clipped."""
+    """Data units to bytes, rounded; values outside [``black``, 1] are clipped."""
     return ((x.clamp(black, 1) - black) * (255 / (1 - black))).round().to(torch.uint8)
 
 
@@ -126,59 +166,33 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
 
     Args:
         source: A key of ``DATASETS`` or a path: a folder of IDX files in MNIST's layout; a folder with one sub-folder
-            of PNG or JPEG images for each class, or with ``train`` and ``test`` folders of such; or an ``.npz`` file
-            with ``images`` (n, h, w) or (n, h, w, c) and ``labels`` (n,), perhaps ``test_images`` and ``test_labels``.
-        size: (height, width) to bring every image to: scaled until it covers that size, then cut to it about the
-            centre. Without it all images must have one size already.
-        seed: Decides which images are held out where the source has no test split: a tenth of each class, at least one.
+            of PNG or JPEG images for each class, or with ``train`` and ``test`` folders of this kind; or an ``.npz``
+            file with the arrays of `Dataset.from_arrays`: ``images``, ``labels``, and optionally ``test_images`` and
+            ``test_labels``.
+        size: (height, width) for all images: they are scaled until they cover it, then cropped at the center. None: the
+            images must already have one size.
+        seed: Decides which images are held out if the source has no test split: a tenth of each class, at least one.
 
     Raises:
         DataError: If anything is wrong: one sentence with the file, the fault and the remedy.
     """
     try:
         raw = _read(source, size)
-    except (OSError, RuntimeError) as error:  # Links in a circle and an unknown ~user are RuntimeErrors.
-        raise DataError(f"{source}: cannot be read ({error}); mend the path or its permissions") from error
-    names = {label: index for index, label in enumerate(sorted(set(raw.train.labels.tolist())))}
-    classes = tuple(raw.classes[label] if raw.classes else str(label) for label in names)
-    train = _checked(raw.train, names, source)
-    if raw.test is not None:
-        test = _checked(raw.test, names, source)
-        if test.pixels.shape[1:] != train.pixels.shape[1:]:
-            raise DataError(f"{source}: the test images' shape differs from the training images'; make them equal")
-    if (counts := np.bincount(train.labels)).min() < 2:
-        name = classes[int(counts.argmin())]
-        raise DataError(f"{source}: class {name!r} has one image, and each needs two or more; add some or remove it")
-    if raw.test is None:
-        train, test = _split(train, seed)
-    channels, height, width = train.pixels.shape[1:]
-    try:
-        plain_names(classes)
-    except ValueError as error:
-        raise DataError(f"{source}: {error}; name it with letters and digits") from error
-    info = DataInfo(
-        channels=channels,
-        height=height,
-        width=width,
-        classes=classes,
-        ink=channels == 1 and float(train.pixels.float().mean()) < 127.5,
-        train_images=len(train),
-        test_images=len(test),
-        sha256=_sha256(train, test),
-    )
-    return Dataset(train, test, info)
+    except (OSError, RuntimeError) as error:  # Circular links and an unknown ~user are RuntimeErrors.
+        raise DataError(f"{source}: cannot be read ({error}); correct the path or its permissions") from error
+    return _dataset(raw, source, size, seed)
 
 
 def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"] | None]:
-    """Reads images that are no data set: those of a model, say, that are to be judged beside the data's own.
+    """Reads images that are not a data set, such as generated ones that are scored against the data.
 
     Args:
-        source: An ``.npz`` file with ``images`` and perhaps ``labels``, class indices; or a folder of PNG or JPEG
-            images, perhaps in sub-folders that are named after the classes.
-        info: Of the data they belong to, which decides between grey and RGB.
+        source: An ``.npz`` file with ``images`` and optionally ``labels``, class indices; or a folder of PNG or JPEG
+            images, optionally in sub-folders with the names of classes.
+        info: The data they are compared with, which decides between grey and RGB.
 
     Returns:
-        The images, and the index of each one's class where that is known.
+        The images, and their class indices if known.
 
     Raises:
         DataError: If they cannot be read: one sentence with the file, the fault and the remedy.
@@ -192,61 +206,112 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
         else:
             raise DataError(f"{source}: holds no images; give an .npz file or a folder of PNG or JPEG files")
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{source}: cannot be read ({error}); mend the path or its permissions") from error
+        raise DataError(f"{source}: cannot be read ({error}); correct the path or its permissions") from error
     if info.channels == 1 and (images[..., :1] == images).all():
         images = images[..., :1]
     elif info.channels == 3 and images.shape[3] == 1:
         images = images.repeat(3, axis=3)
-    pixels = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-    return pixels, None if labels is None else torch.tensor(labels)
+    return _pixels(images), None if labels is None else torch.tensor(labels)
 
 
 def _read(source: str, size: Size | None) -> Source:
-    if source in DATASETS:
-        raw = DATASETS[source]()
+    if source in DATASETS.names():
+        return DATASETS.find(source)()
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"{source}: no such file or folder, and no data set ({', '.join(DATASETS.names())})")
+    if is_idx_folder(path):
+        return read_idx_folder(path)
+    if is_image_folder(path):
+        return read_image_folder(path, size)
+    if path.is_file() and path.suffix == ".npz":
+        return read_npz(path)
+    raise DataError(
+        f"{source}: holds no data set; give a folder of IDX files in MNIST's layout, a folder with one sub-folder of "
+        "PNG or JPEG images for each class, or an .npz file"
+    )
+
+
+def _numpy(array: Array, name: str) -> np.ndarray:
+    try:
+        return array.numpy(force=True) if isinstance(array, Tensor) else np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"arrays: {name} is not an array ({error}); give a numpy array or a tensor") from error
+
+
+def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
+    """Checks what was read and builds the data set; ``source`` begins each message."""
+    train = _checked(raw.train, "", source, size)
+    labels = sorted(set(train.labels.tolist())) if raw.classes is None else list(range(len(raw.classes)))
+    classes = tuple(str(name) for name in (labels if raw.classes is None else raw.classes))
+    try:
+        plain_names(classes)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}; use different names of letters and digits") from error
+    train_split = _images(train, labels, f"{source}: label {{}} is not one of the {len(labels)} classes; add a name")
+    if (counts := train_split.labels.bincount(minlength=len(classes))).min() < 2:
+        raise DataError(
+            f"{source}: class {classes[int(counts.argmin())]!r} has fewer than two training images; add some or remove "
+            "the class"
+        )
+    if raw.test is None:
+        train_split, test_split = _split(train_split, seed)
     else:
-        path = Path(source).expanduser()
-        if not path.exists():
-            raise DataError(f"{source}: no such file or folder, nor the name of a data set ({', '.join(DATASETS)})")
-        if is_idx_folder(path):
-            raw = read_idx_folder(path)
-        elif is_image_folder(path):
-            return read_image_folder(path, size)
-        elif path.is_file() and path.suffix == ".npz":
-            raw = read_npz(path)
-        else:
-            raise DataError(
-                f"{source}: holds no data set; give a folder of IDX files in MNIST's layout, a folder with one "
-                "sub-folder of PNG or JPEG images for each class, or an .npz file"
-            )
-    return raw.resized(size)
+        test = _checked(raw.test, "test_", source, size)
+        if test.images.shape[1:] != train.images.shape[1:]:
+            raise DataError(f"{source}: the test images' shape differs from the training images'; make them equal")
+        fault = f"{source}: label {{}} is in the test split but not in the training split; remove it"
+        test_split = _images(test, labels, fault)
+    channels, height, width = train_split.pixels.shape[1:]
+    info = DataInfo(
+        channels=channels,
+        height=height,
+        width=width,
+        classes=classes,
+        ink=channels == 1 and float(train_split.pixels.float().mean()) < 127.5,
+        train_images=len(train_split),
+        test_images=len(test_split),
+        sha256=_sha256(train_split, test_split),
+    )
+    return Dataset(train_split, test_split, info, source)
 
 
-def _checked(split: Split, names: dict[int, int], source: str) -> Images:
-    n, height, width, _ = split.images.shape
-    if n != len(split.labels):
-        raise DataError(f"{source}: {n:,} images but {len(split.labels):,} labels; they must be equally many")
+def _checked(split: Split, prefix: str, source: str, size: Size | None) -> Split:
+    images = check_images(split.images, f"{source}: {prefix}images")
+    labels = check_labels(split.labels, f"{source}: {prefix}labels")
+    check_lengths(images, labels, source)
+    images = resize(images, size)
+    height, width = images.shape[1:3]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise DataError(
             f"{source}: the images are {height} x {width} pixels, and sides of {MIN_SIDE} to {MAX_SIDE} are supported; "
-            "--size 32 brings them to 32 x 32"
+            "resize them with --size 32 or size=(32, 32)"
         )
-    if strange := set(split.labels.tolist()) - names.keys():
-        raise DataError(f"{source}: label {min(strange)} is in the test split but not in the training split; remove it")
-    labels = torch.tensor([names[label] for label in split.labels.tolist()])
-    return Images(torch.tensor(split.images).permute(0, 3, 1, 2).contiguous(), labels)
+    return Split(images, labels)
+
+
+def _images(split: Split, labels: list[int], fault: str) -> Images:
+    """A split with class indices; ``fault`` is the error for a label that is not one of ``labels``."""
+    index = {label: number for number, label in enumerate(labels)}
+    if unknown := set(split.labels.tolist()) - index.keys():
+        raise DataError(fault.format(min(unknown)))
+    return Images(_pixels(split.images), torch.tensor([index[label] for label in split.labels.tolist()]))
+
+
+def _pixels(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[Tensor, "n c h w"]:
+    return torch.tensor(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def _split(images: Images, seed: int) -> tuple[Images, Images]:
-    """Holds out a tenth of each class, at least one image, by the seed."""
-    held = torch.zeros(len(images), dtype=torch.bool)
+    """A stratified split: holds out a tenth of each class, at least one image."""
+    held_out = torch.zeros(len(images), dtype=torch.bool)
     for label in set(images.labels.tolist()):
         of_class = (images.labels == label).nonzero()[:, 0]
         order = permutation(seed, Stream.SPLIT, label, len(of_class))
-        held[of_class[order[: max(1, len(of_class) // 10)]]] = True
+        held_out[of_class[order[: max(1, len(of_class) // 10)]]] = True
     return (
-        Images(images.pixels[~held], images.labels[~held]),
-        Images(images.pixels[held], images.labels[held]),
+        Images(images.pixels[~held_out], images.labels[~held_out]),
+        Images(images.pixels[held_out], images.labels[held_out]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Data sets as a folder of images: one sub-folder for each class."""
+"""Data sets as folders of images: one sub-folder for each class."""
 
 import warnings
 from pathlib import Path
@@ -11,9 +11,10 @@ from pocketdiff.data.source import Size, Source, Split, fit
 from pocketdiff.errors import DataError
 
 MAX_PIXELS = 2**24
-"""The most pixels one image file may unpack to."""
+"""Limit of the pixels of one image file."""
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _LITTER = {"Thumbs.db", "desktop.ini"}
+_RESIZE = "resize them with --size 32 or size=(32, 32)"
 
 
 def is_image_folder(path: Path) -> bool:
@@ -24,15 +25,15 @@ def is_image_folder(path: Path) -> bool:
 def read_image_folder(path: Path, size: Size | None = None) -> Source:
     """Reads PNG and JPEG images, one sub-folder for each class, classes in the order of their names.
 
-    A folder that holds just ``train`` and ``test`` is read as these two splits. Images are turned upright, transparency
-    is laid on white, and if no image has colour all are grey. Hidden files are passed over.
+    A folder with only ``train`` and ``test`` is read as these two splits. The EXIF orientation is applied, transparent
+    pixels become white, and the data set is grey if no image has color. Hidden files are ignored.
 
     Args:
         path: The folder.
-        size: (height, width) to bring each image to; without it all must have one size.
+        size: (height, width) for all images; None: they must already have one size.
 
     Raises:
-        DataError: If a file is no image or too large, a link leads out of the folder, sizes are mixed, or a class is
+        DataError: If a file is not an image or too large, a link points outside the folder, sizes differ, or a class is
             empty.
     """
     children = _children(path, path)
@@ -40,7 +41,7 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
         names = [folder.name for folder in _children(path / "train", path)]
         train, test = (_read_split(path / split, path, names, size) for split in ("train", "test"))
         if train.images.shape[1:3] != test.images.shape[1:3]:
-            raise DataError(f"{path}: train and test images differ in size; --size 32 brings all to 32 x 32")
+            raise DataError(f"{path}: train and test images differ in size; {_RESIZE}")
         grey = _is_grey(train.images) and _is_grey(test.images)
     else:
         names = [child.name for child in children]
@@ -53,18 +54,18 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
 
 
 def read_loose_images(path: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads a folder of PNG and JPEG images, as RGB, with their class indices where they lie in folders of classes.
+    """Reads a folder of PNG and JPEG images, as RGB, with class indices if it has a sub-folder for each class.
 
     Args:
-        path: The folder: the images themselves, or one sub-folder for each class, or for some.
+        path: The folder: of images, or of sub-folders for some or all classes.
         classes: The classes' names, in the order of their indices.
 
     Raises:
-        DataError: As `read_image_folder`, or if a sub-folder is none of the classes.
+        DataError: As `read_image_folder`, or if a sub-folder is not named after a class.
     """
     children = _children(path, path)
     if not children:
-        raise DataError(f"{path}: holds no image; give a folder of PNG or JPEG files")
+        raise DataError(f"{path}: holds no images; give a folder of PNG or JPEG files")
     if any(child.is_dir() for child in children):
         split = _read_split(path, path, list(classes), None)
         return split.images, split.labels
@@ -77,14 +78,14 @@ def _read_split(folder: Path, root: Path, names: list[str], size: Size | None) -
     labels: list[int] = []
     for child in _children(folder, root):
         if not child.is_dir():
-            raise DataError(f"{child}: lies beside the classes' folders; move it into one of them, or away")
+            raise DataError(f"{child}: is a file between the folders of classes; move it into one of them, or out")
         inside = _children(child, root)
         if child.name not in names:
             raise DataError(
-                f"{child}: is no class of the training split ({', '.join(names[:20])}); rename or remove it"
+                f"{child}: is not a class of the training split ({', '.join(names[:20])}); rename or remove it"
             )
         if not inside:
-            raise DataError(f"{child}: holds no image; add some, or remove the folder")
+            raise DataError(f"{child}: holds no images; add some, or remove the folder")
         files += inside
         labels += [names.index(child.name)] * len(inside)
     if not files:
@@ -101,17 +102,17 @@ def _read_files(files: list[Path], root: Path, size: Size | None) -> np.ndarray:
         if images and image.shape != images[0].shape:
             raise DataError(
                 f"{file}: is {image.shape[0]} x {image.shape[1]} pixels and {files[0]} {images[0].shape[0]} x "
-                f"{images[0].shape[1]}; --size 32 brings all to 32 x 32"
+                f"{images[0].shape[1]}; {_RESIZE}"
             )
         total += image.nbytes
         if total > MAX_BYTES:
-            raise DataError(f"{root}: the images take over {MAX_BYTES:,} bytes of memory; --size 32 makes them small")
+            raise DataError(f"{root}: the images need more than {MAX_BYTES:,} bytes of memory; {_RESIZE}")
         images.append(image)
     return np.stack(images)
 
 
 def _children(folder: Path, root: Path) -> list[Path]:
-    """A folder's visible entries by name, none of which may lead out of the root."""
+    """A folder's visible entries, sorted by name; links may not point outside the root."""
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; make one sub-folder of images for each class")
     children = sorted(
@@ -119,7 +120,7 @@ def _children(folder: Path, root: Path) -> list[Path]:
     )
     for child in children:
         if not child.resolve().is_relative_to(root.resolve()):
-            raise DataError(f"{child}: is a link that leads out of {root}; copy what it points to, or remove it")
+            raise DataError(f"{child}: is a link to a place outside {root}; copy its target, or remove it")
     return children
 
 
@@ -129,15 +130,14 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
         raise DataError(f"{file}: is not a PNG or JPEG file; convert it, or move it out of the folder")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The limit below is stricter than Pillow's own warning.
+            warnings.simplefilter("ignore")  # The limit below is stricter than Pillow's.
             with Image.open(file, formats=["PNG", "JPEG"]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(
-                        f"{file}: unpacks to {image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}; "
-                        "make it smaller"
+                        f"{file}: has {image.width} x {image.height} pixels, over {MAX_PIXELS:,}; make it smaller"
                     )
                 if image.mode.startswith(("I", "F")) or (image.format == "PNG" and _png_depth(file) > 8):
-                    raise DataError(f"{file}: has more than 8 bits a channel; save it with 8")
+                    raise DataError(f"{file}: has more than 8 bits per channel; save it with 8")
                 upright = ImageOps.exif_transpose(image)
                 if upright.has_transparency_data:
                     upright = upright.convert("RGBA")
@@ -145,13 +145,13 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
                 rgb = upright.convert("RGB")
     except DataError:
         raise
-    except Exception as error:  # On damaged files Pillow raises errors of many kinds.
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files.
         raise DataError(f"{file}: cannot be read as an image; replace or remove it") from error
     return np.asarray(rgb if size is None else fit(rgb, size))
 
 
 def _png_depth(file: Path) -> int:
-    """Bits a channel: byte 24 of a PNG file. Pillow reads 16-bit colour as 8 and does not say so."""
+    """Bits per channel: byte 24 of a PNG file. Pillow silently reads 16-bit color as 8-bit."""
     with file.open("rb") as content:
         return content.read(25)[24]
 

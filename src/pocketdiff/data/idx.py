@@ -1,7 +1,7 @@
 """The IDX format of MNIST's files: a magic number, the dimensions, then the bytes.
 
-Source: the description on the MNIST page by LeCun, Cortes and Burges. Only unsigned bytes are read, as all files in
-MNIST's layout hold them.
+Source: the description on the MNIST page by LeCun, Cortes and Burges. Only unsigned bytes are read: all files in
+MNIST's layout have this type.
 """
 
 import gzip
@@ -18,20 +18,20 @@ from pocketdiff.data.source import Source, Split
 from pocketdiff.errors import DataError
 
 MAX_BYTES = 2**31
-"""The most that one file may unpack to; every image is kept in memory."""
+"""Limit of the unpacked size of one file; all images are kept in memory."""
 
 
 def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
-    """Reads an IDX file of unsigned bytes, plain or gzip-compressed (told by its first bytes, not its name).
+    """Reads an IDX file of unsigned bytes, plain or gzip-compressed; its first bytes decide, not its name.
 
-    Never reads more than the header promises, nor more than `MAX_BYTES`.
+    Never reads more than the header promises, or more than `MAX_BYTES`.
 
     Args:
         path: The file.
-        dims: How many dimensions it must have: 3 for images (n, h, w), 1 for labels (n,).
+        dims: The expected number of dimensions: 3 for images (n, h, w), 1 for labels (n,).
 
     Raises:
-        DataError: If the file is missing, empty, truncated, too long, damaged or of another type or shape.
+        DataError: If the file is missing, empty, truncated, too long, damaged, or has another type or shape.
     """
     try:
         with path.open("rb") as file:
@@ -43,31 +43,31 @@ def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
                 return _parse(unpacked, path, dims)
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(f"{path}: cannot be read ({reason}); fetch the file again") from error
+        raise DataError(f"{path}: cannot be read ({reason}); download it again") from error
 
 
 def _parse(file: BufferedIOBase, path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
     head = file.read(4 + 4 * dims)
     if not head:
-        raise DataError(f"{path}: the file is empty; fetch it again")
+        raise DataError(f"{path}: the file is empty; download it again")
     magic = bytes([0, 0, 8, dims])
     if head[:4] != magic:
         raise DataError(
-            f"{path}: starts with {head[:4].hex()} where an IDX file of bytes in {dims} dimension(s) starts with "
-            f"{magic.hex()}; is it the right file?"
+            f"{path}: starts with {head[:4].hex()}, but an IDX file of bytes with {dims} dimension(s) starts with "
+            f"{magic.hex()}; check that it is the right file"
         )
     if len(head) < 4 + 4 * dims:
-        raise DataError(f"{path}: ends within its header; fetch the file again")
+        raise DataError(f"{path}: ends within its header; download it again")
     shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
     size = math.prod(shape)
     if size == 0:
-        raise DataError(f"{path}: its dimensions {shape} hold nothing; fetch the file again")
+        raise DataError(f"{path}: it is empty, with dimensions {shape}; download it again")
     if size > MAX_BYTES:
-        raise DataError(f"{path}: claims {size:,} bytes of data, over the limit of {MAX_BYTES:,}; is the file damaged?")
+        raise DataError(f"{path}: claims {size:,} bytes of data, over the limit of {MAX_BYTES:,}; download it again")
     body = file.read(size + 1)
     if len(body) != size:
-        found = f"ends after {len(body):,}" if len(body) < size else "goes on after them"
-        raise DataError(f"{path}: its header {shape} asks for {size:,} bytes and the file {found}; fetch it again")
+        found = f"ends after {len(body):,}" if len(body) < size else "has more"
+        raise DataError(f"{path}: its header {shape} promises {size:,} bytes, but the file {found}; download it again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
@@ -77,19 +77,19 @@ def is_idx_folder(path: Path) -> bool:
 
 
 def read_idx_folder(path: Path) -> Source:
-    """Reads the four files of MNIST's layout, with or without ``.gz``, as Fashion-MNIST and KMNIST use it too.
+    """Reads the four files of MNIST's layout, with or without ``.gz``, which Fashion-MNIST and KMNIST also use.
 
     Raises:
-        DataError: If one is missing or faulty, or images and labels are not equally many.
+        DataError: If one is missing or faulty, or the numbers of images and labels differ.
     """
     arrays = []
     for stem, dims in _STEMS.items():
         if (file := _find(path, stem)) is None:
-            raise DataError(f"{path}: {stem}, plain or .gz, is missing; MNIST's layout has {', '.join(_STEMS)}")
+            raise DataError(f"{path}: {stem}, plain or .gz, is missing; the layout needs {', '.join(_STEMS)}")
         arrays.append(read_idx(file, dims))
         if dims == 1 and len(arrays[-1]) != len(arrays[-2]):
             raise DataError(
-                f"{file}: holds {len(arrays[-1]):,} labels for {len(arrays[-2]):,} images; fetch both files again"
+                f"{file}: holds {len(arrays[-1]):,} labels for {len(arrays[-2]):,} images; download both files again"
             )
     images, labels, test_images, test_labels = arrays
     return Source(
@@ -101,7 +101,7 @@ def read_mnist() -> Source:
     """MNIST's 60,000 and 10,000 digits, from the package itself.
 
     Raises:
-        DataError: If a file is not the published one, by its SHA-256.
+        DataError: If the SHA-256 of a file is not that of the published one.
     """
     folder = Path(__file__).with_name("mnist")
     source = read_idx_folder(folder)
@@ -109,7 +109,9 @@ def read_mnist() -> Source:
         body = array.astype(np.uint8).squeeze()
         header = bytes([0, 0, 8, body.ndim]) + np.array(body.shape, ">u4").tobytes()
         if hashlib.sha256(header + body.tobytes()).hexdigest() != expected:
-            raise DataError(f"{folder / stem}: is not MNIST's file, by its SHA-256; install pocketdiff again")
+            raise DataError(
+                f"{folder / stem}: is not the published file (its SHA-256 differs); install pocketdiff again"
+            )
     return source
 
 

@@ -1,13 +1,68 @@
-"""Networks, one file each. To add one, write its file and name its config in ``NETS``; a GAN's pair, in ``GANS``."""
+"""Networks, one file each, and what a network from elsewhere must provide.
+
+To add one, write its file and add its config class to ``NETS``; for a GAN's pair of networks, to ``GANS``.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
 
 from pocketdiff.nets.context_unet import ContextUnetConfig
-from pocketdiff.nets.gan import ConvGanConfig, MlpGanConfig
+from pocketdiff.nets.gan import ConvGanConfig, Gan, MlpGanConfig
 from pocketdiff.nets.unet import UNetConfig
+from pocketdiff.registry import Registry
 
-Net = UNetConfig | ContextUnetConfig
+Shape = tuple[int, int, int]
+"""Shape of an image: (channels, height, width)."""
 
-NETS: dict[str, type[Net]] = {"unet": UNetConfig, "context_unet": ContextUnetConfig}
 
-GanNet = MlpGanConfig | ConvGanConfig
+@runtime_checkable
+class Network(Protocol):
+    """What a denoiser's network, an `nn.Module`, must provide."""
 
-GANS: dict[str, type[GanNet]] = {"mlp": MlpGanConfig, "conv": ConvGanConfig}
+    @property
+    def adam_only(self) -> tuple[str, ...]:
+        """Names of the modules or parameters that Muon does not train, usually those at input and output."""
+
+    def __call__(self, x: Tensor, noise: Tensor, label: Tensor, /) -> Tensor:
+        """Maps scaled images (b, c, h, w), noise inputs (b,) and labels (b,) to a target of the images' shape.
+
+        Labels are 0 to num_classes, where num_classes is the null label.
+        """
+
+
+class NetConfig(Protocol):
+    """The config of a network: a `Frozen` class; its fields become flags."""
+
+    @property
+    def kind(self) -> str:
+        """Its key in ``NETS``."""
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        """A new `Network` for images of this shape; torch's generator decides its weights."""
+
+
+class GanNet(Protocol):
+    """The config of a GAN's networks: a `Frozen` class; its fields become flags."""
+
+    @property
+    def kind(self) -> str:
+        """Its key in ``GANS``."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the networks use labels."""
+
+    @property
+    def latent(self) -> int:
+        """Size of the generator's noise vector."""
+
+    def build(self, shape: Shape, num_classes: int) -> Gan:
+        """New networks for images of this shape; torch's generator decides their weights."""
+
+
+NETS: Registry[type[NetConfig]] = Registry(
+    "network", "pocketdiff.nets", {"unet": UNetConfig, "context_unet": ContextUnetConfig}
+)
+
+GANS: Registry[type[GanNet]] = Registry("GAN", "pocketdiff.gans", {"mlp": MlpGanConfig, "conv": ConvGanConfig})

@@ -1,7 +1,7 @@
 """The original experiment's network: DDPM-MNIST's ContextUnet, weight for weight.
 
-A U-Net of two levels and a bottleneck of one pixel for every 28 x 28 of the image. The label scales and the noise level
-shifts what comes up from below. The modules' names are the script's, and with them the keys of its state dict.
+A U-Net with two levels and a bottleneck of one pixel for each 28 x 28 pixels of the image. On the way up, the label
+scales the features and the noise level shifts them. The module names, and so the state-dict keys, are the script's.
 docs/ddpm.md walks through it block by block.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pocketdiff.frozen import Frozen
 
 SIDE = 28
-"""The image's side that the network is made for: two halvings leave 7 pixels, which the bottleneck makes one."""
+"""The image side of the original network: two poolings leave 7 pixels, and the bottleneck pools them to one."""
 
 
 class ContextUnetConfig(Frozen):
@@ -24,26 +24,26 @@ class ContextUnetConfig(Frozen):
 
     kind: Literal["context_unet"] = "context_unet"
     n_feat: int = Field(128, ge=8, le=1024, multiple_of=8)
-    """Channels at the image's full size, a multiple of 8; there are twice as many below."""
+    """Channels at the image's full size, a multiple of 8; the lower levels have twice as many."""
 
-    def build(self, channels: int, num_classes: int) -> "ContextUnet":
-        """The network, newly initialised."""
-        return ContextUnet(channels, self.n_feat, num_classes)
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> "ContextUnet":
+        """A new network for images of this shape (c, h, w)."""
+        return ContextUnet(shape[0], self.n_feat, num_classes)
 
 
 class ContextUnet(nn.Module):
     """Maps a noisy image, its time t / T and its label to the noise in it.
 
-    Takes any size: images are padded inside to multiples of 28, and the output is cut back.
+    Images of any size: they are padded to multiples of 28, and the output is cropped.
 
     Args:
-        in_channels: Of the image.
+        in_channels: Channels of the image.
         n_feat: Channels at full size.
-        n_classes: Labels are 0 to n_classes, the last one the null label.
+        n_classes: Labels are 0 to n_classes; n_classes is the null label.
     """
 
-    edges = ("init_conv", "timeembed1", "timeembed2", "contextembed1", "contextembed2", "out")
-    """Modules at input and output, which Muon leaves to Adam."""
+    adam_only = ("init_conv", "timeembed1", "timeembed2", "contextembed1", "contextembed2", "out")
+    """Modules at input and output, which Muon does not suit."""
 
     def __init__(self, in_channels: int, n_feat: int, n_classes: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class ContextUnet(nn.Module):
         """The predicted noise in scaled images ``x``; ``noise`` is the time t / T."""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % SIDE, 0, -height % SIDE), mode="replicate")
-        # Times -1 where the label is kept: the script turns its mask round, and its weights are used to that.
+        # The script inverts its mask: a kept label is -1 in the one-hot vector. Its weights were trained this way.
         context = -F.one_hot(label, self.n_classes + 1)[:, : self.n_classes].to(noise)
         c1, t1 = self.contextembed1(context), self.timeembed1(noise[:, None])
         c2, t2 = self.contextembed2(context), self.timeembed2(noise[:, None])
@@ -88,8 +88,10 @@ class ContextUnet(nn.Module):
 
 
 class ResidualConvBlock(nn.Module):
-    """Two convolutions, each with batch norm and GELU; with ``is_res`` around the input, or around the first of them
-    where the number of channels changes. The division by 1.414 keeps a sum of two equal variances at one of them.
+    """Two convolutions, each with batch norm and GELU; with ``is_res`` a residual block.
+
+    The skip connection starts at the input, or after the first convolution if the number of channels changes. Dividing
+    by 1.414 keeps the variance of a sum of two equal variances.
     """
 
     def __init__(self, in_channels: int, out_channels: int, is_res: bool = False) -> None:
@@ -104,7 +106,7 @@ class ResidualConvBlock(nn.Module):
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs), nn.GELU())
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
-        """Features of ``out_channels`` channels."""
+        """Features with ``out_channels`` channels."""
         x1 = self.conv1(x)
         x2 = self.conv2(x1)
         if not self.is_res:
@@ -113,7 +115,7 @@ class ResidualConvBlock(nn.Module):
 
 
 class UnetDown(nn.Module):
-    """A level on the way down: convolutions, then the largest of each 2 x 2 pixels."""
+    """A level on the way down: two convolutions, then max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class UnetDown(nn.Module):
 
 
 class UnetUp(nn.Module):
-    """A level on the way up: features from below, beside those of the same size on the way down, at twice the size."""
+    """A level on the way up: concatenates the skip connection, upsamples by two, then convolves."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -141,12 +143,12 @@ class UnetUp(nn.Module):
 
 
 class EmbedFC(nn.Module):
-    """Two linear layers that make a vector of features, one value for all pixels, from the time or the label."""
+    """Two linear layers that embed the time or the label; each feature has one value for all pixels."""
 
     def __init__(self, input_dim: int, emb_dim: int) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Linear(input_dim, emb_dim), nn.GELU(), nn.Linear(emb_dim, emb_dim))
 
     def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b e 1 1"]:
-        """One vector an image."""
+        """One vector for each image."""
         return self.model(x)[:, :, None, None]

@@ -1,12 +1,11 @@
-"""The GANs' networks: a generator, which makes images of noise, and a discriminator, which tells them from real ones.
+"""The GANs' networks: a generator, which maps noise to images, and a discriminator, which tells them from real ones.
 
-`mlp` is the plain pair of multilayer perceptrons that knows no labels. `conv` is a small convolutional pair of today,
-which draws the class it is asked for. What the two networks play for stands in ``LOSSES``.
+`mlp` is a plain pair of multilayer perceptrons without labels. `conv` is a small modern convolutional pair that is
+conditioned on labels. ``LOSSES`` holds their losses.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,52 +15,58 @@ from torch import Tensor, nn
 
 from pocketdiff.frozen import Frozen
 from pocketdiff.nets.unet import FOLD, Block, Widths
+from pocketdiff.registry import Registry
 
 _SLOPE = 0.2
-"""What is left of a negative input."""
+"""Slope of the leaky ReLUs for negative inputs."""
 
 
 class Verdict(NamedTuple):
-    """What a discriminator says of images."""
+    """A discriminator's output."""
 
     real: Float[Tensor, " b"]
-    """Logits: the higher, the more real."""
+    """Logits; higher means more real."""
     classes: Float[Tensor, "b k"] | None
-    """Logits of the classes that it sees in them; None where it knows no classes."""
+    """Logits of the classes; None for a discriminator that does not classify."""
 
 
 class GanLosses(NamedTuple):
-    """What each network would make small, of the logits of as many real and generated images."""
+    """The loss of each network, from the logits of equal numbers of real and generated images."""
 
     discriminator: Float[Tensor, ""]
     generator: Float[Tensor, ""]
 
 
 def nonsaturating(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLosses:
-    """The discriminator tells real from generated; the generator wants its images to be taken for real.
+    """The discriminator classifies real against generated; the generator maximizes the logits of its images.
 
-    Source: Goodfellow et al. 2014, section 3: the second is their loss of strong gradients.
+    Source: Goodfellow et al. 2014, section 3, with the generator loss that has stronger gradients.
     """
     return GanLosses(F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean())
 
 
 def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLosses:
-    """Each generated image is held against one real image of its class: which of the two is the more real?
+    """Each generated image is compared with one real image of its class: which of the two is more real?
 
-    No generator can then win by images of a single kind. Source: Jolicoeur-Martineau 2018, section 4.2;
-    Huang et al. 2024 (R3GAN), equation 2.
+    This prevents mode collapse. Source: Jolicoeur-Martineau 2018, section 4.2; Huang et al. 2024 (R3GAN), equation 2.
     """
     return GanLosses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], GanLosses]] = {
-    "nonsaturating": nonsaturating,
-    "relativistic": relativistic,
-}
+class GanLoss(Protocol):
+    """What the two networks of a GAN minimize."""
+
+    def __call__(self, real: Tensor, fake: Tensor, /) -> GanLosses:
+        """Both losses, from the discriminator's logits (b,) of real and of generated images of the same labels."""
+
+
+LOSSES: Registry[GanLoss] = Registry(
+    "GAN loss", "pocketdiff.gan_losses", {"nonsaturating": nonsaturating, "relativistic": relativistic}
+)
 
 
 class Gan(nn.Module):
-    """Both networks.
+    """A generator and a discriminator.
 
     Args:
         generator: Maps noise (n, latent) and labels (n,) to images (n, c, h, w) in [-1, 1].
@@ -78,24 +83,24 @@ Hidden = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(min_
 
 
 class MlpGanConfig(Frozen):
-    """The plain GAN of multilayer perceptrons, without labels."""
+    """A plain GAN of multilayer perceptrons, without labels."""
 
     kind: Literal["mlp"] = "mlp"
-    conditional: ClassVar = False
+    conditional: ClassVar[bool] = False
     latent: int = Field(100, ge=1, le=4096)
-    """Size of the noise vector that an image is made of."""
+    """Size of the generator's noise vector."""
     generator: Hidden = (256, 512, 1024)
     """Widths of the generator's hidden layers."""
     discriminator: Hidden = (512, 256)
     """Widths of the discriminator's hidden layers."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (the labels go unheeded)
-        """The networks, newly initialised, for images of this shape (c, h, w)."""
+        """New networks for images of this shape (c, h, w)."""
         return Gan(MlpGenerator(shape, self.latent, self.generator), MlpDiscriminator(shape, self.discriminator))
 
 
 class MlpGenerator(nn.Module):
-    """Fully connected layers, each but the last with batch norm and a leaky ReLU."""
+    """Fully connected layers; all but the last have batch norm and a leaky ReLU."""
 
     def __init__(self, shape: tuple[int, int, int], latent: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -111,10 +116,10 @@ class MlpGenerator(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm; a batch of a single image, which has no spread, is scaled by what was seen before."""
+    """Batch norm that uses its running statistics for a batch of one image, which has no variance."""
 
     def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b f"]:
-        """Features of about unit variance."""
+        """Features with about unit variance."""
         if len(x) > 1:
             return super().forward(x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -132,40 +137,40 @@ class MlpDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1), nn.Flatten(0))
 
     def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Verdict:  # noqa: ARG002
-        """How real the images look."""
+        """A logit for each image."""
         return Verdict(self.layers(x), None)
 
 
 class ConvGanConfig(Frozen):
-    """A small convolutional GAN that knows labels."""
+    """A small convolutional GAN, conditioned on labels."""
 
     kind: Literal["conv"] = "conv"
-    conditional: ClassVar = True
+    conditional: ClassVar[bool] = True
     latent: int = Field(64, ge=1, le=4096)
-    """Size of the noise vector that an image is made of."""
+    """Size of the generator's noise vector."""
     widths: Widths = (32, 64)
-    """Channels at each level, multiples of 8; the first works at half the image's size, each next at half of that."""
+    """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
     embedding: int = Field(64, ge=8)
-    """Size of the vector that carries the label."""
+    """Size of the label embedding."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:
-        """The networks, newly initialised, for images of this shape (c, h, w)."""
+        """New networks for images of this shape (c, h, w)."""
         generator = ConvGenerator(shape, num_classes, self.latent, self.widths, self.embedding)
         return Gan(generator, ConvDiscriminator(shape, num_classes, self.widths))
 
 
 class ConvGenerator(nn.Module):
-    """Noise and label make a small picture, which grows level by level; they also scale and shift all features.
+    """Maps noise and label to a small image, then upsamples level by level; both also modulate every block.
 
-    As in the fast U-Net nothing is worked on at the image's full size. Group norm instead of batch norm: an image does
-    not depend on its neighbours, in training or after.
+    As in the fast U-Net, no level has the image's full size. With group norm instead of batch norm an image does not
+    depend on the other images of its batch.
 
     Args:
-        shape: Of the images (c, h, w).
+        shape: Shape of the images (c, h, w).
         num_classes: Labels are 0 to num_classes - 1.
         latent: Size of the noise vector.
-        widths: Channels at each level, from the largest picture to the smallest.
-        embedding: Size of the label's vector, and of the one that reaches the blocks.
+        widths: Channels at each level, from the largest to the smallest image.
+        embedding: Size of the label embedding, and of the embedding of noise and label that modulates the blocks.
     """
 
     def __init__(
@@ -192,21 +197,21 @@ class ConvGenerator(nn.Module):
     def forward(self, z: Float[Tensor, "b z"], label: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1]."""
         both = torch.cat([z, self.label(label)], 1)
-        known = self.known(both)
+        emb = self.known(both)
         h = self.seed(both).contiguous(memory_format=torch.channels_last)
         for grow, block in zip(self.grow, self.blocks, strict=True):
-            h = block(grow(h), known)
+            h = block(grow(h), emb)
         return F.pixel_shuffle(self.last(h), FOLD)[..., : self.height, : self.width].tanh()
 
 
 class ConvDiscriminator(nn.Module):
-    """Residual blocks at a half, a quarter, ... of the image's size; the label meets the features in a product.
+    """Residual blocks at a half, a quarter, ... of the image's size, with a projection of the label.
 
-    No norm: the gradient penalty keeps it smooth. The product is the projection of Miyato and Koyama 2018; the classes
-    are read from the same features, as in Odena et al. 2017.
+    No normalization: the gradient penalty keeps it smooth. The projection is the dot product of label embedding and
+    features (Miyato and Koyama 2018); the same features classify the images (Odena et al. 2017).
 
     Args:
-        shape: Of the images (c, h, w).
+        shape: Shape of the images (c, h, w).
         num_classes: Labels are 0 to num_classes - 1.
         widths: Channels at each level.
     """
@@ -228,7 +233,7 @@ class ConvDiscriminator(nn.Module):
         self.classes = nn.Linear(2 * widths[-1], num_classes)
 
     def forward(self, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]) -> Verdict:
-        """How real the images look, as images of their labels, and what they show."""
+        """A logit for each image, given its label, and logits of its class."""
         height, width = x.shape[-2:]
         h = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         for shrink, block in zip(self.shrink, self.blocks, strict=True):
@@ -240,7 +245,7 @@ class ConvDiscriminator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around which the input is passed on."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The fast network: a U-Net that never works at the image's full size.
+"""The fast network: a U-Net without a level at the image's full size.
 
-Images are folded 2 x 2 into channels before the first convolution (space-to-depth), so that a 28 x 28 digit is worked
-on at 14 x 14 and 7 x 7 only, where a CPU's convolutions reach a good share of its peak.
+Space-to-depth moves each 2 x 2 square of pixels into channels before the first convolution. For a 28 x 28 digit, all
+convolutions run at 14 x 14 and 7 x 7, where they use a CPU well.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pocketdiff.frozen import Frozen
 
 FOLD = 2
-"""Side of the square of pixels that is folded into channels, at the input and from one level to the next."""
+"""Side of the square of pixels that space-to-depth moves into channels, at the input and between levels."""
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -27,7 +27,7 @@ def _grouped(widths: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Widths = Annotated[tuple[int, ...], Field(min_length=1, max_length=5), AfterValidator(_grouped)]
-"""Channels at each level, in groups of 8."""
+"""Channels at each level, in groups of 8 for group norm."""
 
 
 class UNetConfig(Frozen):
@@ -35,32 +35,32 @@ class UNetConfig(Frozen):
 
     kind: Literal["unet"] = "unet"
     widths: Widths = (32, 64)
-    """Channels at each level, multiples of 8; the first works at half the image's size, each next at half of that."""
+    """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
     blocks: int = Field(2, ge=1)
-    """Residual blocks on the way down, and again on the way up, at each level."""
+    """Residual blocks at each level on the way down, and the same number on the way up."""
     embedding: int = Field(128, ge=8)
-    """Size of the vector that carries noise level and label."""
+    """Size of the embedding of noise level and label."""
 
-    def build(self, channels: int, num_classes: int) -> "UNet":
-        """The network, newly initialised."""
-        return UNet(channels, num_classes, self.widths, self.blocks, self.embedding)
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> "UNet":
+        """A new network for images of this shape (c, h, w)."""
+        return UNet(shape[0], num_classes, self.widths, self.blocks, self.embedding)
 
 
 class UNet(nn.Module):
-    """Maps a noisy image, its noise input and its label to a target shaped like the image.
+    """Maps a noisy image, its noise input and its label to a target of the image's shape.
 
-    Takes any size: images are padded inside to a multiple of ``2 ** len(widths)``, and the output is cut back.
+    Images of any size: they are padded to a multiple of ``2 ** len(widths)``, and the output is cropped.
 
     Args:
-        channels: Of the image.
-        num_classes: Labels are 0 to num_classes, the last one the null label.
+        channels: Channels of the image.
+        num_classes: Labels are 0 to num_classes; num_classes is the null label.
         widths: Channels at each level.
-        blocks: Residual blocks down, and again up, at each level.
+        blocks: Residual blocks at each level on the way down, and the same number on the way up.
         embedding: Size of the embedding of noise level and label.
     """
 
-    edges = ("embedding", "first", "last")
-    """Modules at input and output, which Muon leaves to Adam."""
+    adam_only = ("embedding", "first", "last")
+    """Modules at input and output, which Muon does not suit."""
 
     def __init__(self, channels: int, num_classes: int, widths: tuple[int, ...], blocks: int, embedding: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class UNet(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, " b"], label: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
-        """The network's own target for scaled images ``x``; ``noise`` is of about unit scale."""
+        """The predicted target for scaled images ``x``; ``noise`` has about unit scale."""
         height, width = x.shape[-2:]
         padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         h = self.first(F.pixel_unshuffle(padded, FOLD).contiguous(memory_format=torch.channels_last))
@@ -85,7 +85,7 @@ class UNet(nn.Module):
 
 
 class Level(nn.Module):
-    """One size of the U-Net, with all smaller ones inside it; each block on the way up sees what its twin gave."""
+    """One level of the U-Net, with skip connections between its blocks, and the smaller levels inside it."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, embedding: int) -> None:
         super().__init__()
@@ -98,23 +98,23 @@ class Level(nn.Module):
             self.inner = Level(tuple(deeper), blocks, embedding)
             self.grow = nn.Conv2d(deeper[0], width * FOLD**2, 1)
 
-    def forward(self, h: Float[Tensor, "b c h w"], known: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
-        """Features of the same shape; ``known`` is the embedding of noise level and label."""
+    def forward(self, h: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
+        """Features of the same shape; ``emb`` is the embedding of noise level and label."""
         skips = []
         for block in self.down:
-            h = block(h, known)
+            h = block(h, emb)
             skips.append(h)
         if self.inner is not None:
-            h = F.pixel_shuffle(self.grow(self.inner(self.shrink(F.pixel_unshuffle(h, FOLD)), known)), FOLD)
+            h = F.pixel_shuffle(self.grow(self.inner(self.shrink(F.pixel_unshuffle(h, FOLD)), emb)), FOLD)
         for block in self.up:
-            h = block(torch.cat([h, skips.pop()], 1), known)
+            h = block(torch.cat([h, skips.pop()], 1), emb)
         return h
 
 
 class Block(nn.Module):
-    """A residual block whose second convolution's input is scaled and shifted by the embedding (adaptive group norm).
+    """A residual block with adaptive group norm: the embedding scales and shifts the second convolution's input.
 
-    Its last convolution starts at zero, so that a new block passes its input on.
+    The last convolution is zero-initialized: a new block with equal ``inputs`` and ``outputs`` is the identity.
     Source: Dhariwal and Nichol 2021, section 3.
     """
 
@@ -127,16 +127,16 @@ class Block(nn.Module):
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b i h w"], known: Float[Tensor, "b e"]) -> Float[Tensor, "b o h w"]:
-        """Features of ``outputs`` channels."""
-        scale, shift = self.modulate(known)[:, :, None, None].chunk(2, 1)
+    def forward(self, x: Float[Tensor, "b i h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b o h w"]:
+        """Features with ``outputs`` channels."""
+        scale, shift = self.modulate(emb)[:, :, None, None].chunk(2, 1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         return self.skip(x) + self.conv2(F.silu(h))
 
 
 class Embedding(nn.Module):
-    """What a network knows beside the image: the noise level, in sines and cosines, and the label, as one vector."""
+    """The sum of a Fourier embedding of the noise level and a label embedding, followed by a layer."""
 
     frequencies: Tensor
 
@@ -148,14 +148,14 @@ class Embedding(nn.Module):
         self.out = nn.Linear(size, size)
 
     def forward(self, noise: Float[Tensor, " b"], label: Int[Tensor, " b"]) -> Float[Tensor, "b e"]:
-        """One vector an image."""
+        """One vector for each image."""
         angle = noise[:, None] * self.frequencies
         h = self.noise(torch.cat([angle.cos(), angle.sin()], 1)) + self.label(label)
         return F.silu(self.out(F.silu(h)))
 
 
 def zeroed(layer: Layer) -> Layer:
-    """A layer that gives zeros until it is trained."""
+    """A zero-initialized layer."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -1,0 +1,39 @@
+"""Augmentation of training images.
+
+To add one, write its function and add it to ``AUGMENTATIONS``.
+"""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pocketdiff.registry import Registry
+from pocketdiff.rng import Stream, uniform
+
+
+class Augmentation(Protocol):
+    """A random change of training images, keyed by each image's index in the run."""
+
+    def __call__(self, pixels: Tensor, seed: int, indices: range, /) -> Tensor:
+        """New images of the same shape (b, c, h, w) and dtype uint8; each depends only on its pixels, seed and index.
+
+        Draw from ``rng`` with ``Stream.AUGMENT`` and ``indices``, so that neither the batch size nor a stop matters.
+        """
+
+
+def none(pixels: UInt8[Tensor, "b c h w"], seed: int, indices: range) -> UInt8[Tensor, "b c h w"]:  # noqa: ARG001
+    """No augmentation."""
+    return pixels
+
+
+def flip(pixels: UInt8[Tensor, "b c h w"], seed: int, indices: range) -> UInt8[Tensor, "b c h w"]:
+    """Horizontal flips of half of the images."""
+    flipped = (uniform(seed, Stream.AUGMENT, indices) < 0.5).to(pixels.device)
+    return torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
+
+
+AUGMENTATIONS: Registry[Augmentation] = Registry(
+    "augmentation", "pocketdiff.augmentations", {"none": none, "flip": flip}
+)
