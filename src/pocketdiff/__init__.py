@@ -23,43 +23,46 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pocketdiff.checkpoint import load as load
-    from pocketdiff.checkpoint import with_sampling as with_sampling
+    from pocketdiff.checkpoint import load as load, with_sampling as with_sampling
     from pocketdiff.config import SamplingConfig as SamplingConfig
-    from pocketdiff.data import AUGMENTATIONS as AUGMENTATIONS
-    from pocketdiff.data import DATASETS as DATASETS
-    from pocketdiff.data import Dataset as Dataset
-    from pocketdiff.data import load_data as load_data
-    from pocketdiff.denoiser import PARAMETERIZATIONS as PARAMETERIZATIONS
-    from pocketdiff.denoiser import WEIGHTINGS as WEIGHTINGS
-    from pocketdiff.denoiser import Denoiser as Denoiser
+    from pocketdiff.data import (
+        AUGMENTATIONS as AUGMENTATIONS,
+        DATASETS as DATASETS,
+        Dataset as Dataset,
+        load_data as load_data,
+    )
+    from pocketdiff.denoiser import (
+        PARAMETERIZATIONS as PARAMETERIZATIONS,
+        WEIGHTINGS as WEIGHTINGS,
+        Denoiser as Denoiser,
+    )
     from pocketdiff.errors import PocketdiffError as PocketdiffError
-    from pocketdiff.evaluation import compare as compare
-    from pocketdiff.evaluation import evaluate as evaluate
-    from pocketdiff.evaluation import sweep as sweep
+    from pocketdiff.evaluation import compare as compare, evaluate as evaluate, sweep as sweep
     from pocketdiff.guidance import guide as guide
-    from pocketdiff.methods import METHODS as METHODS
-    from pocketdiff.methods import PRESETS as PRESETS
+    from pocketdiff.methods import METHODS as METHODS, PRESETS as PRESETS
     from pocketdiff.methods.consistency import ConsistencyConfig as ConsistencyConfig
     from pocketdiff.methods.diffusion import DiffusionConfig as DiffusionConfig
     from pocketdiff.methods.gan import GanConfig as GanConfig
-    from pocketdiff.nets import GANS as GANS
-    from pocketdiff.nets import NETS as NETS
+    from pocketdiff.nets import GANS as GANS, NETS as NETS
     from pocketdiff.nets.unet import UNetConfig as UNetConfig
     from pocketdiff.run import Run as Run
-    from pocketdiff.samplers import SAMPLERS as SAMPLERS
-    from pocketdiff.samplers import ancestral as ancestral
-    from pocketdiff.samplers import consistency as consistency
-    from pocketdiff.samplers import dpmpp_2m as dpmpp_2m
-    from pocketdiff.samplers import euler as euler
-    from pocketdiff.samplers import heun as heun
-    from pocketdiff.schedule import SCHEDULES as SCHEDULES
-    from pocketdiff.schedule import Cosine as Cosine
-    from pocketdiff.schedule import DiscreteBeta as DiscreteBeta
-    from pocketdiff.schedule import Flow as Flow
-    from pocketdiff.schedule import Karras as Karras
-    from pocketdiff.schedule import LogNormal as LogNormal
-    from pocketdiff.schedule import grid as grid
+    from pocketdiff.samplers import (
+        SAMPLERS as SAMPLERS,
+        ancestral as ancestral,
+        consistency as consistency,
+        dpmpp_2m as dpmpp_2m,
+        euler as euler,
+        heun as heun,
+    )
+    from pocketdiff.schedule import (
+        SCHEDULES as SCHEDULES,
+        Cosine as Cosine,
+        DiscreteBeta as DiscreteBeta,
+        Flow as Flow,
+        Karras as Karras,
+        LogNormal as LogNormal,
+        grid as grid,
+    )
 
 __version__ = version("pocketdiff")
 
@@ -82,7 +85,7 @@ _EXPORTS = {
     "schedule": ("SCHEDULES", "Cosine", "DiscreteBeta", "Flow", "Karras", "LogNormal", "grid"),
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = ["__version__", *_MODULES]  # pyright: ignore
+__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 (keys are strings)
 
 
 def __getattr__(name: str) -> object:

@@ -94,7 +94,7 @@ def save_checkpoint(
     position = Position(
         step=state.step, seen=state.seen, training_seconds=training_seconds, other_seconds=other_seconds
     )
-    about = {"checkpoint": position.model_dump(mode="json"), "config": config.model_dump(mode="json")}
+    about: dict[str, Any] = {"checkpoint": position.model_dump(mode="json"), "config": config.model_dump(mode="json")}
     if needed := plugins(config):
         about["plugins"] = [plugin.model_dump(mode="json") for plugin in needed]
     path = folder.checkpoint(state.step)
@@ -200,7 +200,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
     tensors, about = read_tensors(path)
-    if about.get("format") != FORMAT:
+    if about.get("format") != FORMAT or not about.keys() <= {"format", "kind", "train", "data", "plugins"}:
         raise CheckpointError(
             f"{path}: has the format {about.get('format')!r} and this version reads {FORMAT}; use the version of "
             "pocketdiff that wrote it"

@@ -57,7 +57,7 @@ class SamplingConfig(Frozen):
     guide: str | None = None
     """Autoguidance: a weaker model, as a run or a model file, that replaces the unconditional prediction (Karras et al.
     2024); none: classifier-free guidance."""
-    options: dict[str, float | str] = {}
+    options: dict[str, float | str] = Field({})
     """Options of the sampler, such as eta=0.5 for ancestral."""
 
     @model_validator(mode="after")
@@ -218,4 +218,3 @@ class DenoiserConfig(MethodConfig):
     def gif_interval(self, epochs: float) -> int | None:
         """Epochs between two sets of GIFs."""
         return self.gifs_every or math.ceil(epochs)
-

@@ -36,7 +36,10 @@ def import_ddpm(path: Path | str) -> DiffusionModel:
     state = _read(path)
     net, schedule, classes, channels = _describe(path, state)
     with torch.device("meta"):  # Shapes only: a small file may claim a large network.
-        shapes = {f"{_NET}{name}": tensor.shape for name, tensor in net.build((channels, SIDE, SIDE), classes).state_dict().items()}
+        shapes = {
+            f"{_NET}{name}": tensor.shape
+            for name, tensor in net.build((channels, SIDE, SIDE), classes).state_dict().items()
+        }
     tables = _tables(schedule)
     shapes |= {name: table.shape for name, table in tables.items()}
     if missing := sorted(shapes.keys() - state.keys()):
@@ -46,8 +49,7 @@ def import_ddpm(path: Path | str) -> DiffusionModel:
     for name, tensor in state.items():
         if tensor.shape != shapes[name]:
             raise CheckpointError(
-                f"{path}: {name!r} has the shape {tuple(tensor.shape)} instead of {tuple(shapes[name])}; "
-                f"{_REMEDY}"
+                f"{path}: {name!r} has the shape {tuple(tensor.shape)} instead of {tuple(shapes[name])}; {_REMEDY}"
             )
         if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
             raise CheckpointError(f"{path}: {name!r} has invalid values; give a model whose training succeeded")
@@ -121,7 +123,7 @@ def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, 
         start, end = (float(f"{state['sqrt_beta_t'][at].double().item() ** 2:.6g}") for at in (0, -1))
         if channels not in (1, 3) or classes < 1:
             raise CheckpointError(
-                f"{path}: has {classes} classes and {channels} channels; it needs at least one class, and 1 or 3 channels"
+                f"{path}: has {classes} classes and {channels} channels instead of at least one class and 1 or 3 channels"
             )
         net = ContextUnetConfig(n_feat=n_feat)
         schedule = DiscreteBeta(timesteps=entries - 1, beta_start=start, beta_end=end, zeroth=True)

@@ -55,7 +55,7 @@ class Registry(dict[str, Entry]):
         return list(dict.fromkeys([*self, *_installed(self.group)]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Named:
     """Marks a string field whose value is a registry's key: ``Annotated[str, Named(SAMPLERS)]``."""
 
@@ -71,7 +71,7 @@ class Named:
         return core_schema.no_info_after_validator_function(check, handler(source))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneOf:
     """Marks a field that holds a config of any registered kind: ``Annotated[NetConfig, OneOf(NETS)]``.
 
@@ -96,7 +96,7 @@ class OneOf:
                 return self._config(self.registry.find(value.get("kind"))).model_validate(value)
             cls = self._config(self.registry.find(getattr(value, "kind", None)))
             if not isinstance(value, cls):
-                raise ValueError(f"must be a {cls.__name__}")  # noqa: TRY004 (pydantic reports ValueErrors)
+                raise ValueError(f"must be a {cls.__name__}")
             return value
 
         return core_schema.no_info_plain_validator_function(

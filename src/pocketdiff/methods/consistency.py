@@ -54,9 +54,7 @@ class ConsistencyConfig(DenoiserConfig):
     """Peak learning rate of Muon, for the hidden convolutions and matrices; none: Adam trains them."""
     adam_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of Adam, for all other weights."""
-    sampling: SamplingConfig = SamplingConfig(
-        sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5)
-    )
+    sampling: SamplingConfig = SamplingConfig(sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5))
     """How the finished model is sampled by default."""
 
 

@@ -110,8 +110,12 @@ class Diffusion:
         return build_denoiser(config, info)
 
     def new_state(
-        self, config: DiffusionConfig, info: DataInfo, device: torch.device | str = "cpu", load: Load | None = None
-    ) -> TrainState:  # noqa: ARG002
+        self,
+        config: DiffusionConfig,
+        info: DataInfo,
+        device: torch.device | str,
+        load: Load,  # noqa: ARG002
+    ) -> TrainState:
         """The state before the first step."""
         denoiser = self.build(config, info).to(device)
         ema = copy.deepcopy(denoiser).requires_grad_(False)

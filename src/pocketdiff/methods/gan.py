@@ -135,8 +135,12 @@ class GanMethod:
         return _build(config, info)
 
     def new_state(
-        self, config: GanConfig, info: DataInfo, device: torch.device | str = "cpu", load: Load | None = None
-    ) -> TrainState:  # noqa: ARG002
+        self,
+        config: GanConfig,
+        info: DataInfo,
+        device: torch.device | str,
+        load: Load,  # noqa: ARG002
+    ) -> TrainState:
         """The state before the first step."""
         gan = self.build(config, info).to(device)
         peaks = ((gan.generator, config.generator_lr), (gan.discriminator, config.discriminator_lr))

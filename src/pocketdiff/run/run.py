@@ -271,5 +271,3 @@ class Run:
 
     def _load(self, path: str) -> Any:
         return checkpoint.load(path, self.device)
-
-
