@@ -123,7 +123,7 @@ def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, 
         start, end = (float(f"{state['sqrt_beta_t'][at].double().item() ** 2:.6g}") for at in (0, -1))
         if channels not in (1, 3) or classes < 1:
             raise CheckpointError(
-                f"{path}: has {classes} classes and {channels} channels instead of at least one class and 1 or 3 channels"
+                f"{path}: has {classes} classes and {channels} channels; it needs a class or more, and 1 or 3 channels"
             )
         net = ContextUnetConfig(n_feat=n_feat)
         schedule = DiscreteBeta(timesteps=entries - 1, beta_start=start, beta_end=end, zeroth=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler
@@ -158,8 +159,8 @@ def _plugin(registry: Registry[Any], name: str) -> Plugin | None:
     root = module.partition(".")[0]
     if root == __name__.partition(".")[0]:
         return None
-    if root == "__main__":  # A script's own name says more.
-        module = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None) or root
+    if root == "__main__":  # The name of the script says more.
+        module = Path(getattr(sys.modules["__main__"], "__file__", None) or root).stem
     packages = packages_distributions().get(root)
     package = f"{packages[0]}=={version(packages[0])}" if packages else None
     return Plugin(noun=registry.noun, name=name, module=module, package=package)
