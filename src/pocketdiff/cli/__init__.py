@@ -1,84 +1,45 @@
-"""The command line: ``pocketdiff VERB ...``, one module a verb. Nothing below this layer prints or chooses paths."""
+"""The command line: ``pocketdiff VERB ...``, one module per verb, imported when it is used."""
 
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from pathlib import Path
 
-from pocketdiff.errors import PocketdiffError
+from pocketdiff.errors import PluginError, PocketdiffError
 
-
-def _train(arguments: list[str]) -> int:
-    from pocketdiff.cli.train import main
-
-    return main(arguments)
-
-
-def _sample(arguments: list[str]) -> int:
-    from pocketdiff.cli.sample import main
-
-    return main(arguments)
-
-
-def _evaluate(arguments: list[str]) -> int:
-    from pocketdiff.cli.evaluate import main
-
-    return main(arguments)
-
-
-def _compare(arguments: list[str]) -> int:
-    from pocketdiff.cli.compare import main
-
-    return main(arguments)
-
-
-def _train_classifiers(arguments: list[str]) -> int:
-    from pocketdiff.cli.classifiers import main
-
-    return main(arguments)
-
-
-def _info(arguments: list[str]) -> int:
-    from pocketdiff.cli.info import main
-
-    return main(arguments)
-
-
-def _import_ddpm(arguments: list[str]) -> int:
-    from pocketdiff.cli.import_ddpm import main
-
-    return main(arguments)
-
-
-VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "train": ("train a model on a data set, or go on with an unfinished run", _train),
-    "sample": ("draw images with a trained model", _sample),
-    "evaluate": ("score a model, or any images: how real, how varied, how new", _evaluate),
-    "compare": ("set models side by side: figures, pictures, costs", _compare),
-    "train-classifiers": ("make the two classifiers that scores of a data set need", _train_classifiers),
-    "info": ("say what a run or a model file holds", _info),
-    "import-ddpm": ("make a model file of what the original script saved", _import_ddpm),
+VERBS = {
+    "train": ("train a model on a data set, or continue an unfinished run", "pocketdiff.cli.train"),
+    "sample": ("draw images with a trained model", "pocketdiff.cli.sample"),
+    "evaluate": ("score a model, or any images: realism, variety, labels, copies", "pocketdiff.cli.evaluate"),
+    "compare": ("compare models: scores, costs, pictures", "pocketdiff.cli.compare"),
+    "train-classifiers": ("train the two classifiers that the scores of a data set need", "pocketdiff.cli.classifiers"),
+    "info": ("show what a run or a model file contains", "pocketdiff.cli.info"),
+    "import-ddpm": ("convert a model of the original DDPM-MNIST script", "pocketdiff.cli.import_ddpm"),
 }
+"""For each verb its summary, and the module whose ``main(arguments)`` returns the exit status."""
 
 HELP = """pocketdiff: class-conditional diffusion for small images
 
-usage: pocketdiff VERB ... [--debug]
+usage: pocketdiff VERB ... [--plugin MODULE] [--debug]
 
 {verbs}
 
-  pocketdiff train                                five minutes of training on MNIST, into runs/laptop
+  pocketdiff train                                trains on MNIST for five minutes, into runs/laptop
   pocketdiff sample runs/laptop --labels 3,1,4    draws these digits, into samples.png
-  pocketdiff evaluate runs/laptop                 says how good they are
-  pocketdiff train --help                         every flag
+  pocketdiff evaluate runs/laptop                 scores the model
+  pocketdiff train --help                         lists every flag
 
---debug shows the traceback of an error. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+--plugin imports a Python module or a .py file first, such as your own network or sampler. It can be repeated.
+--debug shows the traceback of an error. --version prints the version.
+Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
 
 def main() -> None:
     """The program ``pocketdiff``: exits with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
-    # Read when torch is loaded: its OpenMP threads may wait busily only for microseconds. By default they do so for
-    # milliseconds, and beside any other busy program training is then up to 50 times slower.
+    # OpenMP reads this when torch is loaded. Its threads then wait busily for microseconds instead of milliseconds;
+    # otherwise training beside another busy program is up to 50 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.exit(run(sys.argv[1:]))
 
@@ -86,21 +47,13 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status; every error is one sentence on standard error."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP.format(verbs="\n".join(f"  {verb:19}{summary}" for verb, (summary, _) in VERBS.items())))
-        return 0
-    if arguments[0] == "--version":
-        from pocketdiff import __version__
-
-        print(__version__)
-        return 0
-    if arguments[0] not in VERBS:
-        return _fail(f"there is no verb {arguments[0]!r}; the verbs are {', '.join(VERBS)}", 2)
     try:
-        return VERBS[arguments[0]][1](arguments[1:])
+        return _run([argument for argument in arguments if argument != "--debug"])
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # The reader of our output is gone; the flush at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -109,7 +62,56 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError):
             place = f"{error.filename}: " if error.filename else ""
             return _fail(f"{place}{error.strerror or error}", 1)
-        return _fail(f"--debug shows where: an unforeseen {type(error).__name__}: {error}", 1)
+        return _fail(f"unexpected {type(error).__name__} (--debug shows where): {error}", 1)
+
+
+def _run(arguments: list[str]) -> int:
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, module = word.partition("=")
+        if flag == "--plugin":
+            import_plugin(module if equals else next(words, ""))
+        else:
+            rest.append(word)
+    if not rest or rest[0] in {"-h", "--help", "help"}:
+        print(HELP.format(verbs="\n".join(f"  {verb:19}{summary}" for verb, (summary, _) in VERBS.items())))
+        return 0
+    if rest[0] == "--version":
+        from pocketdiff import __version__
+
+        print(__version__)
+        return 0
+    if rest[0] not in VERBS:
+        return _fail(f"there is no verb {rest[0]!r}; the verbs are {', '.join(VERBS)}", 2)
+    from pocketdiff.cli.console import show_messages
+
+    show_messages()
+    status: int = importlib.import_module(VERBS[rest[0]][1]).main(rest[1:])
+    return status
+
+
+def import_plugin(name: str) -> None:
+    """Imports a module by name, or a .py file by path, as ``--plugin`` does.
+
+    Modules in the current folder, and those beside the file, can be imported meanwhile.
+
+    Raises:
+        PluginError: If that fails.
+    """
+    path = Path(name)
+    is_file = path.suffix == ".py"
+    folder = str(path.parent.resolve() if is_file else Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(path.stem if is_file else name)
+    except Exception as error:
+        raise PluginError(f"--plugin {name}: cannot be imported ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(folder)
+    if is_file and (module.__file__ is None or Path(module.__file__).resolve() != path.resolve()):
+        raise PluginError(f"--plugin {name}: another module is called {path.stem}; rename the file")
 
 
 def _fail(message: str, status: int) -> int:

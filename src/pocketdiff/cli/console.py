@@ -1,20 +1,30 @@
-"""What the verbs share: words on the screen, progress, signals, the device, and the lock on a run's folder."""
+"""What the verbs share: output on the screen, progress, signals, the device, and files that are written."""
 
-import contextlib
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import platformdirs
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from pocketdiff.cli.flags import UsageError
+from pocketdiff.files import write_file
 
 INTERRUPTED = 130
 _PLAIN_SECONDS = 5.0
@@ -22,13 +32,29 @@ _PLAIN_SECONDS = 5.0
 
 
 def say(message: str) -> None:
-    """What a verb has to say, on standard output."""
+    """Prints a result, on standard output."""
     print(message, flush=True)
 
 
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"pocketdiff: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            say(record.getMessage())
+
+
+def show_messages() -> None:
+    """Prints the library's log: information on standard output, warnings on standard error."""
+    logger = logging.getLogger("pocketdiff")
+    if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+        logger.addHandler(_Messages())
+        logger.setLevel(logging.INFO)
+
+
 def warn(message: str) -> None:
-    """A word of caution, on standard error."""
-    print(f"pocketdiff: {message}", file=sys.stderr, flush=True)
+    """Prints a warning, on standard error."""
+    logging.getLogger("pocketdiff.cli").warning("%s", message)
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,67 +66,61 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.split(":")[0] not in {"cpu", "cuda", "mps"}:
-        raise UsageError(f"--device {name}: there is no such device; use cpu, cuda, mps or auto")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: torch finds no such device here; use --device cpu")
+        raise UsageError("there is no such device; use cpu, cuda, mps or auto", f"--device {name}")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: torch knows no such device here; use cpu or cuda") from error
+        raise UsageError("torch finds no such device here; use --device cpu", f"--device {name}") from error
 
 
-def make_folder(path: Path, flag: str = "--out") -> None:
-    """Makes a folder, and those above it, where they are not there yet.
-
-    Raises:
-        UsageError: If that cannot be.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"{path}: is a file; take another {flag}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be made ({error.strerror}); take another {flag}") from error
+def cache_folder() -> Path:
+    """Where the classifiers of data sets are kept."""
+    return platformdirs.user_cache_path("pocketdiff") / "classifiers"
 
 
 def check_free(path: Path, overwrite: bool, flag: str = "--out") -> None:
-    """Sees that a file may be written there.
+    """Checks, before long work, that its result can be written afterwards; touches nothing.
 
     Raises:
-        UsageError: If a folder is there, or a file that is not to be overwritten.
+        UsageError: If it cannot.
     """
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder that is there already; take another {flag}")
+        raise UsageError(f"is an existing folder; take another {flag}", str(path))
     if path.exists() and not overwrite:
-        raise UsageError(f"{path}: is there already; take another {flag}, or add --overwrite")
+        raise UsageError(f"exists already; take another {flag}, or add --overwrite", str(path))
+    place = path.absolute().parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UsageError(f"is a file; take another {flag}", str(place))
+    if not os.access(place, os.W_OK):
+        raise UsageError(f"the folder cannot be written to; take another {flag}", str(place))
 
 
-def make_room(outputs: Mapping[Path, str], overwrite: bool) -> None:
-    """Sees, before long work, that each of its outputs can be written after it; ``outputs`` has the flag of each.
-
-    Raises:
-        UsageError: If one cannot.
-    """
-    for path, flag in outputs.items():
-        check_free(path, overwrite, flag)
-        make_folder(path.parent, flag)
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{flag} {path}: nothing can be written there; take another {flag}")
+def write_files(contents: Mapping[Path, str]) -> None:
+    """Writes results, making their folders."""
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
 
 
 class Bar:
-    """Progress on standard error: a bar on a terminal, else a plain line every few seconds."""
+    """Progress on standard error: a bar on a terminal, otherwise a plain line every few seconds.
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self.what, self.total, self.done = what, total, done
-        self.began, self.first = time.perf_counter(), done
-        self.last_line = self.began
+    It is a `pocketdiff.progress.Progress`: call it with the name of the work, how much is done, and how much there is.
+    A new name begins a new bar.
+    """
+
+    def __init__(self) -> None:
+        # A live bar would also swallow what goes into a pipe.
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            redirect_stdout=sys.stdout.isatty(),
         )  # fmt: skip
         self.plain = not self.progress.console.is_terminal
-        self.task = self.progress.add_task(what, total=total, completed=done, note="")
+        self.what, self.task = "", TaskID(0)
+        self.first, self.began, self.last_line = 0, 0.0, 0.0
 
     def __enter__(self) -> "Bar":
         if not self.plain:
@@ -111,49 +131,30 @@ class Bar:
         if not self.plain:
             self.progress.stop()
 
-    def update(self, done: int, note: str = "") -> None:
-        """Moves the bar to ``done``, with a note behind it."""
-        self.done = done
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Moves the bar of this work, with a note behind it."""
+        if what != self.what:
+            if self.what:
+                self.progress.remove_task(self.task)
+            self.what, self.first = what, done
+            self.began = self.last_line = time.perf_counter()
+            self.task = self.progress.add_task(what, total=total, completed=done, note=note)
         if not self.plain:
-            self.progress.update(self.task, completed=done, note=note)
+            self.progress.update(self.task, completed=done, total=total, note=note)
         elif time.perf_counter() - self.last_line >= _PLAIN_SECONDS:
             self.last_line = time.perf_counter()
-            words = [f"{self.what} {done:,} of {self.total:,}", note]
-            if self.first < done < self.total:
-                left = (self.last_line - self.began) / (done - self.first) * (self.total - done)
+            words = [f"{what} {done:,} of {total:,}", note]
+            if self.first < done < total:
+                left = (self.last_line - self.began) / (done - self.first) * (total - done)
                 words.append(f"{timedelta(seconds=round(left))} left")
             print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
 
-class Work:
-    """Many pieces of work, a bar each: call it with the name of one, how much of it is done, and how much it is."""
-
-    def __init__(self) -> None:
-        self.bar: Bar | None = None
-
-    def __enter__(self) -> "Work":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(kind, error, at)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Moves the bar of a piece of work, or begins it."""
-        if self.bar is None or self.bar.what != what:
-            self.__exit__(None, None, None)
-            self.bar = Bar(what, total).__enter__()
-        self.bar.update(done)
-
-
 class Stop:
-    """Notes SIGINT and SIGTERM so that work can stop where nothing is lost; a second one ends the program at once.
-
-    Work that may stop anywhere runs in `at_once`, where the first signal is a KeyboardInterrupt.
-    """
+    """Notes SIGINT and SIGTERM, so that work can stop where nothing is lost; a second signal exits at once."""
 
     def __init__(self) -> None:
-        self.asked = self.now = False
+        self.requested = False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
@@ -165,53 +166,19 @@ class Stop:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Lets a signal, also one that came before, break off what is done here.
+    def check(self) -> None:
+        """Leaves work that can stop anywhere.
 
         Raises:
-            KeyboardInterrupt: At the first signal.
+            KeyboardInterrupt: If a signal came.
         """
-        self.now = True
-        try:
-            if self.asked:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self.now = False
+        if self.requested:
+            raise KeyboardInterrupt
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         terminal = os.isatty(2)
-        if self.asked:
+        if self.requested:
             os.write(2, b"\x1b[?25h\n" if terminal else b"")  # The bar had hidden the cursor.
             os._exit(INTERRUPTED)
-        self.asked = True
-        if self.now:
-            self.now = False  # Once is enough: what is open must be closed.
-            raise KeyboardInterrupt
-        os.write(2, b"\n" * terminal + b"stopping after this step; once more to leave at once\n")
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process alone; the lock goes with the process, however it ends.
-
-    Raises:
-        UsageError: If another process holds it.
-    """
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{folder}: another process is training there; wait for it, or take another --out"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+        self.requested = True
+        os.write(2, b"\n" * terminal + b"stopping after this step; press again to exit at once\n")

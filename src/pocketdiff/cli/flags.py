@@ -1,163 +1,269 @@
-"""Flags from config models: one for every field, with the field's description, default and checks.
+"""Flags from models: one for each field of a config and of a verb's options, with its description, default and checks.
 
-A field of a nested model is ``--net.widths``, or ``--widths`` where no other field of that name is as near the top.
-Where a field may be one of several kinds, ``--schedule.kind karras`` chooses, and the flags of every kind are there.
+A field of a nested config is ``--net.widths``, or ``--widths`` where no other field of that name is as near the top.
+Where a field holds one of several kinds, ``--schedule.kind karras`` chooses it. Every registered kind has its flags.
+argparse stays in this module: `parse` returns the options as a model, and the config's flags as a dictionary.
 """
 
 import argparse
 import difflib
-import types
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from pocketdiff.errors import PocketdiffError
+from pocketdiff.registry import Named, OneOf, marks
 
-Config = TypeVar("Config", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
+Given = dict[str, Any]
+"""The flags of a config that were given: their values as typed, by the field's path ("net.widths")."""
 
 
 class UsageError(PocketdiffError):
-    """Flags that make no sense."""
+    """Flags that make no sense.
+
+    Args:
+        reason: What is wrong.
+        flag: The flag with its value, as typed.
+    """
+
+    def __init__(self, reason: str, flag: str = "") -> None:
+        super().__init__(f"{flag}: {reason}" if flag else reason)
+        self.reason = reason
 
 
-class Parser(argparse.ArgumentParser):
+@dataclass(frozen=True)
+class Metavar:
+    """Marks an option: ``Annotated[Path, Metavar("FOLDER")]`` names its value in the help, or its possible values."""
+
+    name: str | Iterable[str]
+
+    def __str__(self) -> str:
+        return self.name if isinstance(self.name, str) else _braces(list(self.name))
+
+
+class Positional(Metavar):
+    """Marks an option that is given without a flag."""
+
+
+class Words(NamedTuple):
+    """What the help of a verb says."""
+
+    verb: str
+    usage: str
+    description: str
+    examples: str
+
+
+class _Leaf(NamedTuple):
+    """A field that holds a plain value."""
+
+    path: str
+    annotation: Any
+    help: str
+    metavar: str
+    kinds: tuple[str, ...] = ()
+    """The kinds of its parent that have it; empty where the parent has only one."""
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.path.rstrip('_').replace('_', '-')}"
+
+    @property
+    def is_kind(self) -> bool:
+        return self.path.endswith(".kind")
+
+    def value(self, typed: Any) -> Any:
+        """A typed value, for validation: ``none``, LOW:HIGH and KEY=VALUE resolved."""
+        if get_origin(self.annotation) is dict:
+            pairs = [] if typed == ["none"] else [text.partition("=") for text in typed]
+            if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+                raise UsageError(f"{wrong[0]!r} must be KEY=VALUE", self.typed(typed))
+            return {key: value for key, _, value in pairs}
+        if isinstance(typed, list) and len(typed) == 1 and ":" in typed[0]:
+            return typed[0].split(":")
+        return None if typed in ("none", ["none"]) and NoneType in get_args(self.annotation) else typed
+
+    def typed(self, value: Any) -> str:
+        """The flag with a value, as typed."""
+        return f"{self.flag} {'' if value is None else _show(value)}".rstrip()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """``-a, --all X`` and not ``-a X, --all X``, as Python 3.13 does."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, str(action.metavar))}"
+
+
+class _Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are exceptions of one sentence."""
 
-    def __init__(self, prog: str, usage: str, description: str, examples: str) -> None:
-        super().__init__(
-            prog, usage=f"{prog} {usage}", description=description, epilog=examples, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing."""
         raise UsageError(f"{message}; {self.prog} --help lists the flags")
 
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses all arguments; an unknown flag is answered with the nearest known one."""
+    def read(self, arguments: Sequence[str]) -> Given:
+        """All arguments; an unknown flag is answered with the nearest known one."""
         namespace, unknown = self.parse_known_args(list(arguments))
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
             self.error(f"there is no {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        return namespace
+        return vars(namespace)
 
 
-class _Leaf(NamedTuple):
-    """A field that holds a plain value, perhaps one that only some kinds of its parent have."""
-
-    path: str
-    annotation: Any
-    help: str
-    kinds: tuple[str, ...] = ()
-
-
-def add_config(
-    parser: Parser, config: BaseModel, defaults: str = "the preset's", without: tuple[str, ...] = ()
-) -> None:
-    """Adds a flag for every field of a config, nested ones included.
+def parse(
+    words: Words, arguments: Sequence[str], options: type[Model], config: BaseModel | None = None, heading: str = ""
+) -> tuple[Model, Given]:
+    """Parses a verb's arguments.
 
     Args:
-        parser: Gets the flags.
-        config: Has the defaults.
-        defaults: Says whose they are.
-        without: Fields that the verb asks for in its own way.
+        words: What the help says.
+        arguments: The words after the verb.
+        options: The verb's own options. In the help, those of a base class form a group, which the base class's
+            docstring describes.
+        config: Has a flag for every field, but for those whose name is also an option's.
+        heading: Of the config's flags in the help: "title: description".
+
+    Raises:
+        UsageError: If a flag does not exist, or an option's value does not fit.
     """
-    leaves = [leaf for leaf in _merged(type(config)) if leaf.path not in without]
-    names = [leaf.path.rpartition(".")[2] for leaf in leaves]
-    depths = [leaf.path.count(".") for leaf in leaves]
-    group = parser.add_argument_group("config", f"the defaults are {defaults}")
-    for leaf, name, depth in zip(leaves, names, depths, strict=True):
-        nearest = [other for other, named in zip(depths, names, strict=True) if named == name and other <= depth]
-        short = [name] if len(nearest) == 1 and name != leaf.path else []
-        flags = [f"--{part.replace('_', '-')}" for part in (leaf.path, *short)]
-        only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and name != "kind" else ""
-        present = _get(config, leaf.path)
-        if present is _ABSENT and name == "kind":
-            present = None
-        default = "" if present is _ABSENT else f" (default: {_show(present)})"
-        text = f"{only}{leaf.help}{default}".replace("%", "%%")
-        if leaf.annotation is bool:
-            group.add_argument(
-                *flags, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, dest=leaf.path, help=text
-            )
-        else:
-            many = "+" if _holds_tuple(leaf.annotation) else None
-            metavar = f"{{{','.join(leaf.kinds)}}}" if name == "kind" else _metavar(leaf.annotation)
-            group.add_argument(
-                *flags, nargs=many, metavar=metavar, default=argparse.SUPPRESS, dest=leaf.path, help=text
-            )
+    parser = _Parser(
+        f"pocketdiff {words.verb}", usage=f"pocketdiff {words.verb} {words.usage}", description=words.description,
+        epilog=words.examples, allow_abbrev=False, formatter_class=_Formatter,
+    )  # fmt: skip
+    leaves = {leaf.path: leaf for leaf in _leaves(options)}
+    for cls in options.__mro__:
+        own = [leaves[name] for name in inspect.get_annotations(cls) if name in leaves]
+        if own:
+            title, _, text = (cls.__doc__ or "").removesuffix(".").partition(": ")
+            group = parser if cls is options else parser.add_argument_group(title.lower(), text)
+            for leaf in own:
+                _add_option(parser, group, leaf, options)
+    if config is not None:
+        _add_config(parser, config, heading, set(leaves))
+    values = parser.read(arguments)
+    own_values = {path: value for path, value in values.items() if path in leaves}
+    typed = {path.removeprefix("."): value for path, value in values.items() if path not in leaves}
+    tree = {path: leaves[path].value(value) for path, value in own_values.items()}
+    return _validate(options, tree, own_values, leaves), typed
 
 
-def given(namespace: argparse.Namespace, config: type[BaseModel]) -> dict[str, Any]:
-    """The flags of a config that were given, by their fields' paths."""
-    return {path: value for path, value in vars(namespace).items() if path.partition(".")[0] in config.model_fields}
+def peek(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides about the other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, nargs="?", dest="value")
+    found: str | None = parser.parse_known_args(list(arguments))[0].value
+    return found
 
 
-def apply(config: Config, namespace: argparse.Namespace) -> Config:
+def apply(config: Model, given: Given) -> Model:
     """The config with the flags that were given.
 
-    A config's ``either`` names fields of which one holds: the one that is given takes the others' place.
+    A config's ``either`` names fields of which only one may be set: the given one clears the others.
 
     Raises:
         UsageError: If a value does not fit, naming its flag.
     """
     leaves = {leaf.path: leaf for leaf in _merged(type(config))}
-    given = {path: value for path, value in vars(namespace).items() if path in leaves}
     tree = config.model_dump()
     # A new kind comes first, with its own defaults: the old kind's fields mean nothing to it.
-    for path, value in sorted(given.items(), key=lambda item: not item[0].endswith(".kind")):
+    for path in sorted(given, key=lambda path: not leaves[path].is_kind):
+        leaf, typed = leaves[path], given[path]
         *parents, name = path.split(".")
         holder, branch = {}, tree
         for parent in parents:
             holder, branch = branch, branch[parent]
-        if name == "kind":
-            if value not in leaves[path].kinds:
-                raise UsageError(f"{_flag(path, value)}: there is no such kind; use {', '.join(leaves[path].kinds)}")
-            if value == "none":
-                holder[parents[-1]] = None
-            elif branch is None or branch["kind"] != value:
-                holder[parents[-1]] = {"kind": value}
-        elif branch is None:
-            kind = ".".join([*parents, "kind"])
-            raise UsageError(f"{_flag(path, value)}: goes with a {_flag(kind)} that has it, and here that is none")
+        kind = "none" if branch is None else branch.get("kind", "none")
+        if leaf.is_kind:
+            if typed not in leaf.kinds:
+                raise UsageError(f"there is no such kind; use {', '.join(leaf.kinds)}", leaf.typed(typed))
+            if typed != kind:
+                holder[parents[-1]] = None if typed == "none" else {"kind": typed}
+        elif leaf.kinds and kind not in leaf.kinds:
+            chooser = leaves[".".join([*parents, "kind"])]
+            raise UsageError(f"needs {chooser.typed(' or '.join(leaf.kinds))}; here it is {kind}", leaf.typed(typed))
         else:
-            branch[name] = None if value in ("none", ["none"]) else value
+            branch[name] = leaf.value(typed)
     for field, other in permutations(getattr(config, "either", ()), 2):
         if given.get(field, "none") != "none" and other not in given:
             tree[other] = None
+    return _validate(type(config), tree, given, leaves)
+
+
+def _validate(model: type[Model], tree: dict[str, Any], given: Given, leaves: dict[str, _Leaf]) -> Model:
     try:
-        return type(config).model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         fault = error.errors()[0]
         message = fault["msg"].removeprefix("Value error, ")
         message = f"{message[0].lower()}{message[1:]}"
-        if path := _nearest([str(part) for part in fault["loc"]], given):
-            message = f"{_flag(path, given.get(path))}: {message}"
-        raise UsageError(message) from error
+        path = _nearest([str(part) for part in fault["loc"]], given)
+        flag = leaves[path].typed(given.get(path)) if path in leaves else path and f"--{path.replace('_', '-')}"
+        raise UsageError(message, flag) from error
 
 
-def _flag(path: str, value: Any = None) -> str:
-    """A flag as it is typed, with its value."""
-    return f"--{path.replace('_', '-')} {'' if value is None else _show(value)}".rstrip()
+def _nearest(location: list[str], given: Given) -> str:
+    """The field behind a pydantic location, which may also hold an index, or end too early.
 
-
-def _nearest(location: list[str], given: dict[str, Any]) -> str:
-    """The flag behind a pydantic location, which also holds a kind's name, or a tuple's index, or ends too early.
-
-    A fault of the whole config, which has no location, is the flag's if only one was given.
+    A fault of the whole config has no location; it belongs to the flag if only one was given.
     """
     if not location:
         return next(iter(given)) if len(given) == 1 else ""
-    exact = [path for path in given if all(part in location for part in path.split("."))]
+    exact = [path for path in given if path.split(".") == location[: path.count(".") + 1]]
     within = [path for path in given if path.startswith(f"{location[0]}.")]
-    return max(exact or within, key=len, default=".".join(location))
+    return max(exact or within, key=lambda path: (not path.endswith(".kind"), len(path)), default=".".join(location))
+
+
+def _add_option(parser: _Parser, group: argparse._ActionsContainer, leaf: _Leaf, options: type[BaseModel]) -> None:
+    field = options.model_fields[leaf.path]
+    many = "+" if _holds_many(leaf.annotation) else None
+    if any(isinstance(mark, Positional) for mark in field.metadata):
+        parser.add_argument(leaf.path, metavar=leaf.metavar, nargs=many, help=leaf.help)
+    elif leaf.annotation is bool:
+        group.add_argument(leaf.flag, dest=leaf.path, action="store_true", default=argparse.SUPPRESS, help=leaf.help)
+    else:
+        default = "" if field.default in (None, PydanticUndefined) else f" (default: {_show(field.default)})"
+        group.add_argument(
+            leaf.flag, dest=leaf.path, nargs=many, metavar=leaf.metavar, default=argparse.SUPPRESS,
+            help=f"{leaf.help}{default}".replace("%", "%%"),
+        )  # fmt: skip
+
+
+def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str]) -> None:
+    """Adds a flag for every field of a config; those of nested configs form groups."""
+    leaves = [leaf for leaf in _merged(type(config)) if leaf.path not in taken]
+    names = [leaf.path.rpartition(".")[2] for leaf in leaves]
+    depths = [leaf.path.count(".") for leaf in leaves]
+    title, _, text = heading.partition(": ")
+    groups = {"": parser.add_argument_group(title, text)}
+    for leaf, name, depth in zip(leaves, names, depths, strict=True):
+        nearest = [other for other, named in zip(depths, names, strict=True) if named == name and other <= depth]
+        short = [f"--{name.replace('_', '-')}"] if len(nearest) == 1 and depth and name not in taken else []
+        title = leaf.path.rpartition(".")[0]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title.replace("_", "-"))
+        only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and not leaf.is_kind else ""
+        present = _get(config, leaf.path, None if leaf.is_kind else _ABSENT)
+        default = "" if present is _ABSENT else f" (default: {_show(present)})"
+        shape: dict[str, Any] = {"nargs": "+" if _holds_many(leaf.annotation) else None, "metavar": leaf.metavar}
+        if leaf.annotation is bool:
+            shape = {"action": argparse.BooleanOptionalAction}
+        groups[title].add_argument(
+            *short, leaf.flag, dest=f".{leaf.path}", default=argparse.SUPPRESS,
+            help=f"{only}{leaf.help}{default}".replace("%", "%%"), **shape,
+        )  # fmt: skip
 
 
 def _merged(model: type[BaseModel]) -> list[_Leaf]:
-    """All leaves, those of several kinds made one."""
+    """All leaves; a field that several kinds have becomes one."""
     merged: dict[str, _Leaf] = {}
     for leaf in _leaves(model):
         known = merged.get(leaf.path)
@@ -167,46 +273,52 @@ def _merged(model: type[BaseModel]) -> list[_Leaf]:
 
 def _leaves(model: type[BaseModel], prefix: str = "", kinds: tuple[str, ...] = ()) -> Iterator[_Leaf]:
     for name, field in model.model_fields.items():
-        if nested := _models(field.annotation):
-            for kind in nested:
-                own = (str(kind.model_fields["kind"].default),) if len(nested) > 1 else ()
-                yield from _leaves(kind, f"{prefix}{name}.", own)
-            if type(None) in get_args(field.annotation):
-                yield _Leaf(f"{prefix}{name}.kind", field.annotation, "", ("none",))
-        elif name != "kind" or kinds:
-            text = "which kind it is" if name == "kind" else (field.description or "").removesuffix(".")
-            yield _Leaf(f"{prefix}{name}", field.annotation, text, kinds)
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The config models that a field may hold."""
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        return [model for part in get_args(annotation) for model in _models(part)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+        path, text = f"{prefix}{name}", (field.description or "").removesuffix(".")
+        mark = next(iter(marks(field.annotation, field.metadata)), None)
+        if isinstance(mark, OneOf):
+            nested = mark.kinds()
+            known = (*nested, *["none"] * (NoneType in get_args(field.annotation)))
+            yield _Leaf(f"{path}.kind", str, text, _braces(known), known)
+            for kind, config in nested.items():
+                yield from _leaves(config, f"{path}.", (kind,))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{path}.")
+        elif name != "kind":
+            named = [str(each) for each in field.metadata if isinstance(each, Metavar)]
+            names = _braces(mark.registry.names()) if isinstance(mark, Named) else _metavar(field.annotation)
+            yield _Leaf(path, field.annotation, text, named[0] if named else names, kinds)
 
 
 _ABSENT = object()
 
 
-def _get(config: Any, path: str) -> Any:
-    """A config's value; _ABSENT where its kind has no such field."""
+def _get(config: Any, path: str, absent: Any) -> Any:
+    """A config's value; ``absent`` where its kind has no such field."""
     for name in path.split("."):
-        config = getattr(config, name, _ABSENT)
+        config = getattr(config, name, absent)
     return config
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_show(part)}" for key, part in value.items()) or "none"
     if isinstance(value, (tuple, list)):
         return " ".join(_show(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def _holds_tuple(annotation: Any) -> bool:
-    return get_origin(annotation) is tuple or any(_holds_tuple(part) for part in get_args(annotation))
+def _holds_many(annotation: Any) -> bool:
+    return get_origin(annotation) in (tuple, dict) or any(_holds_many(part) for part in get_args(annotation))
 
 
 def _metavar(annotation: Any) -> str:
-    arguments = [part for part in get_args(annotation) if part is not type(None) and part is not Ellipsis]
+    if get_origin(annotation) is dict:
+        return "KEY=VALUE"
+    arguments = [part for part in get_args(annotation) if part is not NoneType and part is not Ellipsis]
     if arguments and all(isinstance(part, str) for part in arguments):
-        return "{" + ",".join(arguments) + "}"
+        return _braces(arguments)
     return _metavar(arguments[0]) if arguments else str(getattr(annotation, "__name__", "value")).upper()
+
+
+def _braces(names: Sequence[str]) -> str:
+    return f"{{{','.join(names)}}}"

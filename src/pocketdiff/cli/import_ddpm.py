@@ -1,38 +1,45 @@
-"""``pocketdiff import-ddpm``: a model of the original script, made one of pocketdiff's."""
+"""``pocketdiff import-ddpm``: a model of the original script as a model file of pocketdiff."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pocketdiff.checkpoint import save_model
-from pocketdiff.cli.console import check_free, make_folder, say
-from pocketdiff.cli.flags import Parser, UsageError
+from pocketdiff.cli.console import check_free, say
+from pocketdiff.cli.flags import Metavar, Positional, UsageError, Words, parse
+from pocketdiff.frozen import Frozen
 from pocketdiff.importer import import_ddpm
 
-DESCRIPTION = """Makes a model file of what the DDPM-MNIST script saved with torch.save(ddpm.state_dict(), ...). The
-numbers of features, classes and steps are found from the tensors; the file is read as data and none of it is run."""
-
-EXAMPLES = """example:
+WORDS = Words(
+    "import-ddpm",
+    "MODEL.pth [flags]",
+    """Converts what the DDPM-MNIST script saved with torch.save(ddpm.state_dict(), ...) into a model file. The numbers
+of features, classes and steps are read from the tensors. The file is read as data; no code in it is run.""",
+    """example:
   pocketdiff import-ddpm model_19.pth --out model.safetensors
   pocketdiff sample model.safetensors --labels 0-9 --out digits.png
-"""
+""",
+)
+
+
+class ImportOptions(Frozen):
+    """What ``pocketdiff import-ddpm`` takes."""
+
+    file: Annotated[Path, Positional("MODEL.pth")]
+    """The state dict that the script saved."""
+    out: Annotated[Path, Metavar("FILE")] = Path("model.safetensors")
+    """The model file to write."""
+    overwrite: bool = False
+    """Replace an existing file."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parses the flags, converts, and returns the exit status."""
-    parser = Parser("pocketdiff import-ddpm", "MODEL.pth [flags]", DESCRIPTION, EXAMPLES)
-    parser.add_argument("file", metavar="MODEL.pth", type=Path, help="the state dict that the script saved")
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, default=Path("model.safetensors"),
-        help="the model file to write (default: model.safetensors)",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    flags = parser.parse(arguments)
-    if flags.out.suffix != ".safetensors":
-        raise UsageError(f"--out {flags.out}: must end in .safetensors")
-    check_free(flags.out, flags.overwrite)
-    model = import_ddpm(flags.file)
-    make_folder(flags.out.parent)
-    save_model(flags.out, model)
-    weights, steps = sum(weight.numel() for weight in model.net.parameters()), int(model.config.schedule.levels)
-    say(f"wrote {flags.out}: {weights:,} weights, {len(model.classes)} classes, {steps} steps, all checked")
-    say(f"now draw: pocketdiff sample {flags.out}")
+    """Converts a model and returns the exit status."""
+    options, _ = parse(WORDS, arguments, ImportOptions)
+    if options.out.suffix != ".safetensors":
+        raise UsageError("must end in .safetensors", f"--out {options.out}")
+    check_free(options.out, options.overwrite)
+    model = import_ddpm(options.file)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(options.out)
+    say(f"wrote {options.out}: {model.num_parameters:,} weights, {len(model.classes)} classes, {model.how()}")
+    say(f"now draw: pocketdiff sample {options.out}")
     return 0

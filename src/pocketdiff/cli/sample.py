@@ -1,111 +1,127 @@
-"""``pocketdiff sample``: images from a trained model, as a grid, an animation, arrays or a folder of files."""
+"""``pocketdiff sample``: images from a trained model, as a sheet, an animation, arrays or a folder of files."""
 
-import argparse
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 
 from pocketdiff import pictures
-from pocketdiff.checkpoint import load
-from pocketdiff.cli.console import Bar, check_free, make_folder, pick_device, say, warn
-from pocketdiff.cli.flags import Parser, UsageError, add_config, apply, given
+from pocketdiff.checkpoint import load, with_sampling
+from pocketdiff.cli.console import Bar, check_free, pick_device, say, warn
+from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, Words, apply, parse
 from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
-from pocketdiff.generate import CHUNK, DiffusionModel, GanModel
+from pocketdiff.frozen import Frozen
+from pocketdiff.model import CHUNK, ImageModel
 
+DEFAULTS = "sampling: the defaults are the model's; those shown here are the package's"
+"""Heading of the sampling flags."""
 ZOOM = 2
-"""How much grids and GIFs are enlarged."""
+"""Enlargement of sheets and GIFs."""
 FRAMES = 20
 """Frames of a GIF, about, where there are more than twice as many steps."""
 
-DESCRIPTION = """Draws images with a trained model. The model file is all it needs: what is not said here is as the file
-has it."""
-
-EXAMPLES = """examples:
+WORDS = Words(
+    "sample",
+    "RUN_OR_FILE [flags]",
+    """Draws images with a trained model. It needs only the model file, which also has the default of every sampling
+flag.""",
+    """examples:
   pocketdiff sample runs/laptop                                       four of each class, into samples.png
-  pocketdiff sample runs/laptop --labels 3,1,4,1,5 --out pi.png       just these, in this order
+  pocketdiff sample runs/laptop --labels 3,1,4,1,5 --out pi.png       only these, in this order
   pocketdiff sample runs/laptop --labels 0-9 --out digits.gif         the denoising
   pocketdiff sample runs/laptop --per-label 1000 --out digits.npz     images, labels and seeds as arrays
-  pocketdiff sample runs/laptop --per-label 100 --out digits          a folder of PNG files, one sub-folder a class
-"""
+  pocketdiff sample runs/laptop --per-label 100 --out digits          a folder of PNG files, one sub-folder per class
+  pocketdiff sample runs/laptop --sampler ancestral --steps 50 --options eta=0.5 --interval 0.3:3
+""",
+)
+
+
+class SampleOptions(Frozen):
+    """What ``pocketdiff sample`` takes beside the sampling settings."""
+
+    model: Annotated[Path, Positional("RUN_OR_FILE")]
+    """The folder of a finished run, or a model file."""
+    labels: Annotated[str | None, Metavar("LIST")] = None
+    """Classes by name or index, such as 0-9 or 3,1,4,1,5 (default: all)."""
+    per_label: Annotated[int | None, Field(ge=1)] = None
+    """Images of each label (default: 1, or 4 without --labels)."""
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    """Seed of the first image; each further image has the next seed."""
+    out: Annotated[Path, Metavar("PATH")] = Path("samples.png")
+    """A .png, .gif or .npz file, or a folder."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    device: Annotated[str, Metavar("NAME")] = "auto"
+    """cpu, cuda, or auto: a GPU if there is one."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parses the flags, draws, writes, and returns the exit status."""
-    parser = Parser("pocketdiff sample", "RUN_OR_FILE [flags]", DESCRIPTION, EXAMPLES)
-    parser.add_argument("model", metavar="RUN_OR_FILE", type=Path, help="the folder of a finished run, or a model file")
-    option = parser.add_argument
-    option("--labels", metavar="LIST", help="classes by name or index, as in 0-9 or 3,1,4,1,5 (default: all)")
-    option("--per-label", metavar="N", type=int, help="images of each label (default: 1, or 4 without --labels)")
-    option("--seed", metavar="INT", type=int, default=0, help="of the first image; each next has the next (default: 0)")
-    option(
-        "--out",
-        metavar="PATH",
-        type=Path,
-        default=Path("samples.png"),
-        help="a .png, .gif or .npz file, or a folder (default: samples.png)",
-    )
-    option("--overwrite", action="store_true", help="replace a file that is there")
-    option("--device", metavar="NAME", default="auto", help="cpu, cuda, or auto: a GPU if there is one (default: auto)")
-    add_config(parser, SamplingConfig(), "the model file's; here, the package's own")
-    flags = parser.parse(arguments)
-    per_label = flags.per_label if flags.per_label is not None else 4 if flags.labels is None else 1
-    if per_label < 1:
-        raise UsageError(f"--per-label {per_label}: must be at least 1")
-    if flags.out.suffix not in WRITERS:
-        raise UsageError(f"--out {flags.out}: must end in .png, .gif or .npz, or have no ending, for a folder")
-    check_free(flags.out, flags.overwrite)
-
-    model = load(flags.model, pick_device(flags.device))
-    if isinstance(model, DiffusionModel):
-        model = model.with_sampling(apply(model.sampling, flags))
-    else:
-        _check_gan(flags, model)
-    row = list(range(len(model.classes))) if flags.labels is None else parse_labels(flags.labels, model.classes)
-    if not 0 <= flags.seed < 2**63 - len(row) * per_label:
-        raise UsageError(f"--seed {flags.seed}: must be from 0 to 2^63, less the number of images")
-    how = _way(model)
-    make_folder(flags.out.parent)
+    """Draws, writes, and returns the exit status."""
+    options, given = parse(WORDS, arguments, SampleOptions, SamplingConfig(), DEFAULTS)
+    out, named = options.out, options.labels is not None
+    if out.suffix not in WRITERS:
+        raise UsageError("must end in .png, .gif or .npz, or have no ending, for a folder", f"--out {out}")
+    check_free(out, options.overwrite)
+    model = load(options.model, pick_device(options.device))
+    check_settings(model, list(given), options.model)
+    (model,) = sampled(model, [given])
+    if out.suffix == ".gif" and model.sampling is None:
+        raise UsageError(f"a GIF shows the denoising, and {options.model} draws in one step; use .png", f"--out {out}")
+    if named and not model.conditional:
+        raise UsageError(f"{options.model} knows no labels; leave them out", f"--labels {options.labels}")
+    row = list(range(len(model.classes))) if options.labels is None else parse_labels(options.labels, model.classes)
+    how = model.how()
     if not model.conditional:
-        warn(f"{flags.model} learned no labels: what its images show is up to chance")
-    job = Job(model, row * per_label, flags.seed, len(row))
-    WRITERS[flags.out.suffix](job, flags.out)
-    say(f"wrote {flags.out}: {len(job.labels):,} images, {how}, seeds {job.seeds[0]} to {job.seeds[-1]}")
+        warn(f"{options.model} knows no labels: its images show random classes")
+    job = Job(model, row * (options.per_label or (1 if named else 4)), options.seed, len(row))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    WRITERS[out.suffix](job, out)
+    say(f"wrote {out}: {len(job.labels):,} images, {how}, seeds {job.seeds[0]} to {job.seeds[-1]}")
     return 0
 
 
-def _way(model: DiffusionModel | GanModel) -> str:
-    """How a model draws, in words."""
-    if isinstance(model, GanModel):
-        return "by a GAN, 1 step"
-    way = model.sampling
-    return f"{way.sampler}, {len(model.grid()) - 1} steps, scale {way.scale:g} (w = {way.scale - 1:g})"
-
-
-def _check_gan(flags: argparse.Namespace, model: GanModel) -> None:
-    """Sees that nothing is asked of a GAN which it cannot do.
+def check_settings(model: ImageModel, names: Sequence[str], target: Path) -> None:
+    """Checks that a model has sampling settings, if some are given.
 
     Raises:
-        UsageError: If something is.
+        UsageError: If it has none.
     """
-    if sampling := given(flags, SamplingConfig):
-        raise UsageError(f"--{next(iter(sampling))}: goes with a diffusion model, and {flags.model} is a GAN")
-    if flags.out.suffix == ".gif":
-        raise UsageError(f"--out {flags.out}: a GIF shows the denoising, and {flags.model} is a GAN; take a .png")
-    if flags.labels is not None and not model.conditional:
-        raise UsageError(f"--labels {flags.labels}: {flags.model} learned no labels; leave them out")
+    if model.sampling is None and names:
+        raise UsageError(f"{target} draws in one step and has no sampling settings", f"--{names[0]}")
+
+
+def sampled(model: ImageModel, settings: Sequence[Given]) -> list[ImageModel]:
+    """The model with each of the sampling settings, duplicates left out.
+
+    Raises:
+        UsageError: If a setting does not fit.
+        RequestError: If a schedule does not have enough levels, or a guide does not fit.
+    """
+    if (own := model.sampling) is None:
+        return [model]
+    configs: list[SamplingConfig] = []
+    for given in settings:
+        # Another sampler has other options.
+        fresh = {"options": ["none"]} if given.get("sampler", own.sampler) != own.sampler else {}
+        if (config := apply(own, fresh | given)) not in configs:
+            configs.append(config)
+    models = [with_sampling(model, config) for config in configs]
+    for each in models:
+        each.how()  # Raises RequestError.
+    return models
 
 
 def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
     """Class indices from a list of names, indices and ranges, such as ``0-9``, ``3,1,4`` or ``cat,dog``.
 
     Raises:
-        UsageError: If a part is no class.
+        UsageError: If a part is not a class.
     """
     labels: list[int] = []
     for part in text.split(","):
@@ -118,13 +134,13 @@ def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
         spans = [(first, last) for first, last in ends if first is not None and last is not None and first <= last]
         if not spans:
             known = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-            raise UsageError(f"--labels {text}: there is no class {part.strip()!r}; the classes are {known}")
+            raise UsageError(f"there is no class {part.strip()!r}; the classes are {known}", f"--labels {text}")
         labels.extend(range(spans[0][0], spans[0][1] + 1))
     return labels
 
 
 def _find(word: str, classes: tuple[str, ...]) -> int | None:
-    """A class by its name; by its index where no name is a number, which could mean either."""
+    """A class by its name, or by its index where no name is a number, which could mean either."""
     word = word.strip()
     if word in classes:
         return classes.index(word)
@@ -134,46 +150,44 @@ def _find(word: str, classes: tuple[str, ...]) -> int | None:
 
 
 class Job:
-    """What is to be drawn, in batches of bounded memory."""
+    """What is drawn: labels and seeds, in rows of ``row`` images."""
 
-    def __init__(self, model: DiffusionModel | GanModel, labels: list[int], seed: int, row: int) -> None:
+    def __init__(self, model: ImageModel, labels: list[int], seed: int, row: int) -> None:
         self.model = model
         self.labels = labels if model.conditional else [model.null] * len(labels)
         self.seeds = list(range(seed, seed + len(labels)))
-        self.columns = row if row <= 40 else 40
-        self.ink = model.info.ink
+        self.columns = min(row, 40)
 
     def images(self) -> torch.Tensor:
-        """All images (n, c, h, w), with a word on their health."""
-        with Bar("drawing", len(self.labels)) as bar:
-            chunks = []
+        """All images (n, c, h, w)."""
+        chunks, drawn = [], 0
+        with Bar() as bar:
+            bar("drawing", 0, len(self.labels))
             for chunk in self.model.chunks(self.labels, self.seeds):
                 chunks.append(chunk)
-                bar.update(bar.done + len(chunk))
-        images = torch.cat(chunks)
-        if fault := pictures.health(images):
-            warn(fault)
-        return images
+                drawn += len(chunk)
+                bar("drawing", drawn, len(self.labels))
+        return _checked(torch.cat(chunks))
 
 
 def _write_png(job: Job, out: Path) -> None:
-    write_file(out, pictures.png(pictures.tile(job.images(), job.columns, job.ink, ZOOM)))
+    write_file(out, pictures.png(pictures.tile(job.images(), job.columns, job.model.info.ink, ZOOM)))
 
 
 def _write_gif(job: Job, out: Path) -> None:
     if len(job.labels) > CHUNK:
-        raise UsageError(f"--out {out}: a GIF shows at most {CHUNK} images, not {len(job.labels):,}; ask for fewer")
-    model = cast(DiffusionModel, job.model)  # As main saw to.
-    steps, frames = len(model.grid()) - 1, []
-    stride = steps // FRAMES if steps > 2 * FRAMES else None
-    with Bar("denoising", steps) as bar:
-        for left, pixels in pictures.denoising(model, job.labels, job.seeds):
-            bar.update(steps - left)
+        raise UsageError(f"a GIF shows at most {CHUNK} images, not {len(job.labels):,}; draw fewer", f"--out {out}")
+    steps, stride, shown = None, None, []
+    with Bar() as bar:
+        for left, pixels in job.model.frames(job.labels, job.seeds):
+            if steps is None:  # The first frame is pure noise.
+                steps = left
+                stride = steps // FRAMES if steps > 2 * FRAMES else None
+            bar("denoising", steps - left, steps)
             if pictures.is_frame(left, steps, stride):
-                frames.append(pixels)
-    if fault := pictures.health(frames[-1]):
-        warn(fault)
-    write_file(out, pictures.gif([pictures.tile(frame, job.columns, job.ink, ZOOM) for frame in frames]))
+                shown.append(pixels)
+    _checked(shown[-1])
+    write_file(out, pictures.gif([pictures.tile(each, job.columns, job.model.info.ink, ZOOM) for each in shown]))
 
 
 def _write_npz(job: Job, out: Path) -> None:
@@ -191,6 +205,13 @@ def _write_folder(job: Job, out: Path) -> None:
             place = folder / job.model.classes[label] if job.model.conditional else folder
             place.mkdir(exist_ok=True)
             Image.fromarray(image).save(place / f"{seed:06d}.png")
+
+
+def _checked(images: torch.Tensor) -> torch.Tensor:
+    """The images, with a warning if they are blank."""
+    if fault := pictures.health(images):
+        warn(fault)
+    return images
 
 
 def _arrays(images: torch.Tensor) -> np.ndarray:

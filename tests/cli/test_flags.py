@@ -1,0 +1,270 @@
+"""Flags from configs and from options."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given, strategies as st
+from pydantic import Field
+
+from pocketdiff.cli.flags import Metavar, Positional, UsageError, Words, apply, parse, peek
+from pocketdiff.config import MethodConfig, SamplingConfig
+from pocketdiff.frozen import Frozen
+from pocketdiff.methods import PRESETS
+from pocketdiff.methods.diffusion import DiffusionConfig
+from pocketdiff.nets import NETS
+from pocketdiff.nets.context_unet import ContextUnetConfig
+from pocketdiff.nets.unet import UNetConfig
+from pocketdiff.samplers import SAMPLERS
+from pocketdiff.schedule import DiscreteBeta, Karras, LogNormal
+
+WORDS = Words("test", "[flags]", "Tests.", "example:\n  pocketdiff test\n")
+
+
+class Nothing(Frozen):
+    """No options."""
+
+
+class Base(Frozen):
+    """Shared: what two verbs have in common."""
+
+    seed: Annotated[int, Field(ge=0)] = 7
+    """The first seed."""
+
+
+class Options(Base):
+    """Options of a verb."""
+
+    runs: Annotated[tuple[Path, ...], Positional("RUN")]
+    """Folders."""
+    out: Annotated[Path | None, Metavar("FOLDER")] = None
+    """Where it goes."""
+    mode: Annotated[str, Metavar({"a": 1, "b": 2})] = "a"
+    """One of two."""
+    exact: bool = False
+    """Whether to be exact."""
+    json_: Path | None = None
+    """A file."""
+
+
+def flags(*words: str, config: MethodConfig = PRESETS["quick"]) -> MethodConfig:
+    return apply(config, parse(WORDS, words, Nothing, config, "config: the defaults are the test's")[1])
+
+
+def help_of(capsys, options: type[Frozen], config: MethodConfig | SamplingConfig | None = None) -> str:
+    with pytest.raises(SystemExit):
+        parse(WORDS, ["--help"], options, config, "config: the defaults are the test's")
+    return str(capsys.readouterr().out)
+
+
+def test_options_are_a_model_and_the_flags_of_the_config_a_dictionary() -> None:
+    words = ["x", "--out", "o", "--exact", "--seed", "3", "--widths", "8", "16", "--scale", "2"]
+    options, given = parse(WORDS, words, Options, PRESETS["quick"], "config: x")
+    assert options == Options(runs=(Path("x"),), out=Path("o"), exact=True, seed=3)
+    assert given == {"net.widths": ["8", "16"], "sampling.scale": "2"}
+    many, _ = parse(WORDS, ["a", "b", "--json", "j", "--out", "none"], Options)
+    assert (many.runs, many.json_, many.out, many.seed) == ((Path("a"), Path("b")), Path("j"), None, 7)
+
+
+def test_the_name_of_an_option_hides_a_field_of_the_config() -> None:
+    options, given = parse(WORDS, ["x", "--seed", "3"], Options, PRESETS["quick"], "config: x")
+    assert (options.seed, given) == (3, {})
+
+
+def test_the_help_of_options_has_a_group_for_each_base_class(capsys) -> None:
+    text = help_of(capsys, Options)
+    assert text.endswith(WORDS.examples)
+    own, shared = " ".join(text.split()).split("shared: what two verbs have in common")
+    for line in (
+        "RUN Folders",
+        "--out FOLDER Where it goes",
+        "--mode {a,b} One of two (default: a)",
+        "--exact Whether",
+    ):
+        assert line in own
+    assert "--seed INT The first seed (default: 7)" in shared
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "the following arguments are required: RUN"),
+        ("x --seed -1", "--seed -1: input should be greater than or equal to 0"),
+        ("x --seed many", "--seed many: input should be a valid integer"),
+        ("x --json", "argument --json: expected one argument"),
+        ("x --oui y", "there is no '--oui'; did you mean --out?"),
+        ("x --no-exact", "there is no '--no-exact'"),
+    ],
+)
+def test_a_fault_of_an_option_names_it(words: str, message: str) -> None:
+    with pytest.raises(UsageError) as fault:
+        parse(WORDS, words.split(), Options)
+    assert str(fault.value).startswith(message)
+
+
+def test_peek_finds_a_flag_among_others() -> None:
+    assert peek(["--images", "5", "--preset", "gan"], "--preset") == "gan"
+    assert peek(["--preset=gan"], "--preset") == "gan"
+    assert peek(["--presets", "gan", "--preset"], "--preset") is None
+
+
+def test_flags_reach_every_depth() -> None:
+    config = flags(
+        "--seed", "3", "--widths", "8", "16", "--sampling.steps", "5", "--scale", "2", "--compile", "--size", "32", "24"
+    )
+    assert isinstance(config, DiffusionConfig)
+    assert config.net == UNetConfig(widths=(8, 16))
+    assert (config.seed, config.compile, config.size) == (3, True, (32, 24))
+    assert (config.sampling.steps, config.sampling.scale) == (5, 2.0)
+    assert flags("--size", "32").size == (32, 32)
+    assert flags("--pictures-every", "2").pictures_every == 2
+    assert flags("--pictures-every", "none").pictures_every is None
+    assert flags("--interval", "0.3:3").sampling.interval == (0.3, 3.0)
+    assert flags("--interval", "0.3", "3").sampling.interval == (0.3, 3.0)
+    assert flags("--data", "none").data == "none"
+
+
+def test_a_dictionary_is_given_as_pairs(monkeypatch) -> None:
+    def mine(denoise, x, sigmas, noise, *, order: str = "first", eta: float = 0.0):
+        return SAMPLERS["euler"](denoise, x, sigmas, noise)
+
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    sampling = flags("--sampler", "ancestral", "--options", "eta=0.5").sampling
+    assert (sampling.sampler, sampling.options) == ("ancestral", {"eta": 0.5})
+    mixed = flags("--sampler", "mine", "--options", "order=second", "eta=1")
+    assert mixed.sampling.options == {"order": "second", "eta": 1.0}
+    config = PRESETS["quick"].model_copy(update={"sampling": sampling})
+    assert flags("--options", "none", config=config).sampling.options == {}
+    for words, message in {
+        "--options eta": "--sampling.options eta: 'eta' must be KEY=VALUE",
+        "--options =1": "--sampling.options =1: '=1' must be KEY=VALUE",
+        "--options eta=1": "--sampling.options eta=1: ",
+    }.items():
+        with pytest.raises(UsageError) as fault:
+            flags(*words.split())
+        assert str(fault.value).startswith(message)
+
+
+def test_the_original_experiments_knobs_are_flags() -> None:
+    config = flags("--n-feat", "16", "--timesteps", "50", "--sampling.steps", "9", config=PRESETS["ddpm"])
+    assert config.net == ContextUnetConfig(n_feat=16)
+    assert config.schedule == DiscreteBeta(timesteps=50, beta_start=1e-4, beta_end=0.02, zeroth=True)
+    assert len(config.sampling.grid(config.schedule)) == 10
+    whole = flags("--timesteps", "50", config=PRESETS["ddpm"])
+    assert len(whole.sampling.grid(whole.schedule)) == 51  # The sampler follows the training schedule.
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "length"),
+    [
+        ("ddpm", "", (None, 20)),
+        ("ddpm", "--epochs 2", (None, 2)),
+        ("ddpm", "--images 500", (500, None)),
+        ("ddpm", "--images none", (None, 20)),
+        ("quick", "--epochs 3", (None, 3)),
+        ("quick", "--images 500", (500, None)),
+        ("quick", "--epochs none", (22_000, None)),
+    ],
+)
+def test_one_kind_of_length_replaces_the_other(preset: str, words: str, length: tuple[int | None, int | None]) -> None:
+    config = flags(*words.split(), config=PRESETS[preset])
+    assert (config.images, config.epochs) == length
+
+
+def test_a_schedule_of_its_own_can_be_given_to_sampling_and_removed() -> None:
+    own = flags(
+        "--sampling.schedule.kind", "karras", "--sampling.schedule.rho", "5", "--steps", "5", config=PRESETS["ddpm"]
+    )
+    assert own.sampling.schedule == Karras(rho=5)
+    assert flags("--sampling.schedule.kind", "none", "--schedule.kind", "flow").sampling.schedule is None
+    with pytest.raises(
+        UsageError, match=r"^--sampling.schedule.rho 5: needs --sampling.schedule.kind karras; here it is none$"
+    ):
+        flags("--sampling.schedule.rho", "5", config=PRESETS["ddpm"])
+
+
+def test_a_new_kind_begins_with_its_own_defaults() -> None:
+    assert flags("--schedule.kind", "karras").schedule == Karras()
+    assert flags("--schedule.rho", "5", "--schedule.kind", "karras").schedule == Karras(rho=5)
+    kept = LogNormal(mean=-1, std=0.5)
+    config = PRESETS["quick"].model_copy(update={"schedule": kept})
+    words = ("--schedule.kind", "lognormal", "--schedule.mean", "2")
+    assert flags(*words, config=config).schedule == LogNormal(mean=2, std=0.5)
+
+
+def test_names_and_kinds_registered_later_are_flags(capsys, monkeypatch) -> None:
+    class Flat(UNetConfig):
+        kind: Literal["flat"] = "flat"  # type: ignore[assignment]
+        slope: float = 0.5
+        """Its slope."""
+
+    monkeypatch.setitem(NETS, "flat", Flat)
+    monkeypatch.setitem(SAMPLERS, "mine", SAMPLERS["euler"])
+    config = flags("--net.kind", "flat", "--slope", "2", "--widths", "8", "--sampler", "mine")
+    assert config.net == Flat(slope=2, widths=(8,))
+    assert config.sampling.sampler == "mine"
+    text = " ".join(help_of(capsys, Nothing, PRESETS["quick"]).split())
+    assert "--net.kind {unet,context_unet,flat}" in text
+    assert "--slope, --net.slope FLOAT [flat] Its slope" in text
+    assert "--widths, --net.widths INT [INT ...] [unet, flat]" in text
+    assert ",mine} The rule for each step (default: dpmpp_2m)" in text
+
+
+NOT_PLAIN = ("kind", "net", "schedule", "sampling")
+VALUES = [
+    name
+    for name, field in DiffusionConfig.model_fields.items()
+    if name not in NOT_PLAIN and field.annotation is not bool
+]
+NESTED = ["schedule.kind", "schedule.mean", "net.widths", "sampling.steps", "sampling.sampler", "sampling.options"]
+
+
+@given(
+    st.sampled_from([*VALUES, *NESTED, "sampling.interval", "sampling.schedule.rho"]),
+    st.text(max_size=8).filter(lambda text: not text.startswith("-")),
+)
+def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, value: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    try:
+        config = flags(flag, value)
+    except UsageError as error:
+        assert str(error).startswith(flag)  # noqa: PT017 (both outcomes are right)
+    else:
+        assert isinstance(config, DiffusionConfig)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--imges 5", "there is no '--imges'; did you mean --images?"),
+        ("--images 5 --epochs 5", "give the length of the run either in images or in epochs"),
+        ("--images none", "--images none: give the length of the run either in images or in epochs"),
+        ("--images -1", "--images -1: input should be greater than or equal to 1"),
+        ("--images many", "--images many: input should be a valid integer"),
+        ("--images", "argument --images: expected one argument"),
+        ("--epochs 0", "--epochs 0: input should be greater than or equal to 1"),
+        ("--guidance-strengths 1 1", "--guidance-strengths 1 1: two guidance_strengths are equal"),
+        ("--n-feat 16", "--net.n-feat 16: needs --net.kind context_unet; here it is unet"),
+        ("--net.kind none", "--net.kind none: there is no such kind; use unet, context_unet"),
+        ("--net.kind context_unet --n-feat 12", "--net.n-feat 12: "),
+        ("--widths 30", "--net.widths 30: widths must be multiples of 8"),
+        ("--schedule.sigma-min 100", "--schedule.sigma-min 100: sigma_min (100) must be below sigma_max (80)"),
+        ("--schedule.kind wavy", "--schedule.kind wavy: there is no such kind; use karras, lognormal"),
+        ("--schedule.rho 3", "--schedule.rho 3: needs --schedule.kind karras; here it is lognormal"),
+        ("--schedule.kind karras --schedule.rho 0.001", "--schedule.rho 0.001: "),
+        ("--sampling.steps none", "--sampling.steps none: steps is none, but the karras schedule is continuous"),
+        ("--sampler best", "--sampling.sampler best: there is no sampler 'best'; use euler, "),
+        ("--interval 3:0.3", "--sampling.interval 3:0.3: interval 3:0.3 must be LOW:HIGH"),
+        ("--guide x", "--sampling.guide x: "),
+        ("--parameterization y", "--parameterization y: there is no parameterization 'y'; use eps, x0, v, flow"),
+        ("--loss-weighting y", "--loss-weighting y: there is no "),
+        ("--size 32 32 32", "--size 32 32 32: "),
+        ("--size 8", "--size 8: input should be greater than or equal to 16"),
+        ("--precision fp8", "--precision fp8: input should be 'fp32' or 'bf16'"),
+        ("--teacher x", "there is no '--teacher'"),
+    ],
+)
+def test_a_fault_of_a_config_names_its_flag(words: str, message: str) -> None:
+    with pytest.raises(UsageError) as fault:
+        flags(*words.split())
+    assert str(fault.value).startswith(message)
