@@ -7,7 +7,7 @@ To add a parameterization or a loss weighting, write its function and add it to 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ class Scaling(NamedTuple):
     in_: Tensor
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """What the network predicts, as coefficients."""
 
@@ -33,6 +34,7 @@ class Parameterization(Protocol):
         """The coefficients at noise levels ``sigma`` (b, 1, 1, 1), each of the same shape; ``out`` is never 0."""
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """The weight of the loss at each noise level."""
 

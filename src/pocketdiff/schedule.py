@@ -12,7 +12,7 @@ To add a schedule, subclass `Range` with a ``kind`` and a ``__call__`` and add t
 import math
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ _HIGHEST = 1e30
 """Upper bound for noise levels; far enough below float32's limit."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A schedule: a `Frozen` config class with these members. `Range` implements all but ``kind`` and ``__call__``."""
 

@@ -3,7 +3,7 @@
 To add one, write its function and add it to ``AUGMENTATIONS``.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -13,6 +13,7 @@ from pocketdiff.registry import Registry
 from pocketdiff.rng import Stream, uniform
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     """A random change of training images, keyed by each image's index in the run."""
 

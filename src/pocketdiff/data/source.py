@@ -1,7 +1,7 @@
 """What readers of data sets return, and the checks that files and arrays share."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -43,6 +43,7 @@ class Source(NamedTuple):
         return Source(Split(arrays["images"], arrays["labels"]), test, classes)
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Reads a data set by name: an entry of ``DATASETS``."""
 

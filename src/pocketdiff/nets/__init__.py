@@ -31,6 +31,7 @@ class Network(Protocol):
         """
 
 
+@runtime_checkable
 class NetConfig(Protocol):
     """The config of a network: a `Frozen` class; its fields become flags."""
 
@@ -42,6 +43,7 @@ class NetConfig(Protocol):
         """A new `Network` for images of this shape; torch's generator decides its weights."""
 
 
+@runtime_checkable
 class GanNet(Protocol):
     """The config of a GAN's networks: a `Frozen` class; its fields become flags."""
 

@@ -5,7 +5,7 @@ conditioned on labels. ``LOSSES`` holds their losses.
 """
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLos
     return GanLosses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
 
 
+@runtime_checkable
 class GanLoss(Protocol):
     """What the two networks of a GAN minimize."""
 

@@ -4,8 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pocketdiff import rng
 from pocketdiff.rng import Stream
@@ -20,21 +19,21 @@ def test_a_draw_depends_on_its_own_index_only(seed: int, stream: int, indices: l
         assert torch.equal(row, rng.normal(seed, stream, [index], (1, 3, 3))[0])
 
 
-def test_seeds_streams_and_indices_all_count() -> None:
+def test_seed_stream_and_index_all_matter() -> None:
     draws = [rng.normal(seed, stream, [index], (4,)) for seed in (0, 1, 2**32) for stream in (1, 2) for index in (0, 7)]
     values = torch.cat(draws).flatten().tolist()
     assert len(set(values)) == len(values)
 
 
 @pytest.mark.parametrize("large", [2**53, 2**63, 2**64 - 2])
-def test_every_bit_of_a_large_number_counts(large: int) -> None:
+def test_every_bit_of_a_large_number_matters(large: int) -> None:
     draws = [
         rng.normal(seed, 1, [index], (4,)) for seed, index in [(large, 0), (large + 1, 0), (0, large), (0, large + 1)]
     ]
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 4
 
 
-def test_neighbouring_indices_are_independent() -> None:
+def test_successive_indices_are_independent() -> None:
     x = rng.normal(5, Stream.NOISE, range(2000), (50,))
     assert x.mean().item() == pytest.approx(0, abs=0.02)
     assert x.std().item() == pytest.approx(1, abs=0.02)
@@ -48,26 +47,39 @@ def test_the_same_in_another_process() -> None:
     assert other == f"{rng.normal(3, 4, [5], (6,)).tolist()} {rng.uniform(1, 2, [3]).tolist()}\n"
 
 
-def test_permutation_holds_every_index_once_and_differs_by_epoch() -> None:
+def test_a_permutation_has_every_index_once_and_differs_by_epoch() -> None:
     first, second = (rng.permutation(0, Stream.ORDER, epoch, 1000) for epoch in (0, 1))
     assert torch.equal(first.sort().values, torch.arange(1000))
     assert not torch.equal(first, second)
 
 
 @given(SEEDS, st.integers(0, 10**9))
-def test_spread_covers_evenly_from_any_start(seed: int, first: int) -> None:
+def test_stratified_numbers_cover_the_interval_from_any_index(seed: int, first: int) -> None:
     n = 64
-    x = rng.spread(seed, Stream.LEVEL, range(first, first + n)).sort().values
+    x = rng.stratified(seed, Stream.LEVEL, range(first, first + n)).sort().values
     assert ((x >= 0) & (x < 1)).all()
     gaps = torch.cat([x.diff(), (x[:1] + 1 - x[-1:])])
-    assert gaps.max() < 2.7 / n  # of independent draws the widest gap is about 4.7 / n
+    assert gaps.max() < 2.7 / n  # for independent draws the largest gap is about 4.7 / n
 
 
-def test_spread_is_uniform_in_the_long_run() -> None:
-    counts = torch.histc(rng.spread(1, Stream.LEVEL, range(10_000)), 10, 0, 1)
+def test_stratified_numbers_are_uniform_in_the_long_run() -> None:
+    counts = torch.histc(rng.stratified(1, Stream.LEVEL, range(10_000)), 10, 0, 1)
     assert (counts - 1000).abs().max() <= 3
 
 
-def test_uniform_has_its_share_below_a_tenth() -> None:
+def test_a_tenth_of_uniform_numbers_is_below_a_tenth() -> None:
     share = (rng.uniform(0, Stream.DROP, range(20_000)) < 0.1).double().mean().item()
     assert share == pytest.approx(0.1, abs=0.01)
+
+
+@given(SEEDS, st.integers(1, 20), st.integers(1, 5))
+def test_each_epoch_visits_every_image_once(seed: int, n: int, epochs: int) -> None:
+    order = rng.visit_order(seed, range(n * epochs), n)
+    assert torch.equal(order.view(epochs, n).sort().values, torch.arange(n).expand(epochs, n))
+    alone = [rng.visit_order(seed, [index], n) for index in reversed(range(n * epochs))]
+    assert torch.equal(torch.cat(alone).flip(0), order)
+
+
+def test_epochs_differ_in_their_order() -> None:
+    first, second = rng.visit_order(0, range(200), 100).view(2, 100)
+    assert not torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""Every source of data: what is read, and that anything else is one sentence that begins with the file's name."""
+"""Every source of data: what is read, and that every fault is one sentence that begins with the source's name."""
 
 import gzip
 import io
@@ -16,12 +16,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import Tensor
 
-from pocketdiff.data import DataError, Dataset, Images, folder, idx, load_data, to_data_units, to_uint8
+from pocketdiff import rng
+from pocketdiff.data import (
+    AUGMENTATIONS,
+    DATASETS,
+    DataError,
+    Dataset,
+    Images,
+    Source,
+    Split,
+    folder,
+    idx,
+    load_data,
+    to_data_units,
+    to_uint8,
+)
 from pocketdiff.data.source import Size
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = STEMS = (
@@ -44,7 +57,7 @@ def refused(source: Path, named: Path, fault: str, size: Size | None = None) -> 
 
 
 def write(root: Path, files: Files) -> Path:
-    """Writes files of these names and contents, and a folder where there is no content."""
+    """Writes files with these names and contents, and a folder where the content is None."""
     for name, content in files.items():
         path = root / name
         (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
@@ -138,19 +151,19 @@ def test_classes_are_named_by_the_labels_of_the_source(tmp_path) -> None:
     [
         (TRAIN_IMAGES, b"", "is empty"),
         (TRAIN_LABELS, b"", "is empty"),
-        (TRAIN_IMAGES, idx_bytes(PIXELS)[:3], "starts with 000008 where"),
+        (TRAIN_IMAGES, idx_bytes(PIXELS)[:3], "starts with 000008, but"),
         (TRAIN_IMAGES, idx_bytes(PIXELS)[:4], "within its header"),
         (TRAIN_IMAGES, idx_bytes(PIXELS)[:15], "within its header"),
         (TEST_LABELS, idx_bytes(LABELS)[:7], "within its header"),
         (TRAIN_IMAGES, idx_bytes(PIXELS)[:16], "ends after 0"),
         (TRAIN_IMAGES, idx_bytes(PIXELS)[:-1], "ends after 1,919"),
         (TEST_LABELS, idx_bytes(LABELS)[:-1], "ends after 5"),
-        (TRAIN_IMAGES, idx_bytes(PIXELS) + b"\0", "goes on"),
-        (TRAIN_LABELS, idx_bytes(LABELS) + b"\0", "goes on"),
-        (TRAIN_IMAGES, idx_bytes(LABELS), "starts with 00000801 where"),
-        (TRAIN_IMAGES, b"\x89PNG" + bytes(99), "starts with 89504e47 where"),
-        (TRAIN_IMAGES, b"\0\0\x0d\3" + idx_bytes(PIXELS)[4:], "starts with 00000d03 where"),
-        (TRAIN_IMAGES, idx_bytes(PIXELS, (6, 0, 20)), "hold nothing"),
+        (TRAIN_IMAGES, idx_bytes(PIXELS) + b"\0", "has more"),
+        (TRAIN_LABELS, idx_bytes(LABELS) + b"\0", "has more"),
+        (TRAIN_IMAGES, idx_bytes(LABELS), "starts with 00000801, but"),
+        (TRAIN_IMAGES, b"\x89PNG" + bytes(99), "starts with 89504e47, but"),
+        (TRAIN_IMAGES, b"\0\0\x0d\3" + idx_bytes(PIXELS)[4:], "starts with 00000d03, but"),
+        (TRAIN_IMAGES, idx_bytes(PIXELS, (6, 0, 20)), "is empty, with dimensions"),
         (TRAIN_LABELS, idx_bytes(LABELS[:5]), "5 labels for 6 images"),
         (TEST_LABELS, idx_bytes(LABELS), "6 labels for 2 images"),
     ],
@@ -184,21 +197,21 @@ def test_a_truncated_gzip_stream_is_refused(length, tmp_path) -> None:
 
 @pytest.mark.parametrize("at", [10, len(ZIPPED) // 2, -8, -1])
 def test_a_damaged_gzip_stream_is_refused(at, tmp_path) -> None:
-    """In the first block, in mid-stream, in the checksum and in the length."""
+    """In the first block, in the middle, in the checksum and in the length."""
     body = bytearray(ZIPPED)
     body[at] ^= 255
     write(tmp_path, {**idx_files(), TRAIN_IMAGES: bytes(body)})
     refused(tmp_path, tmp_path / TRAIN_IMAGES, "cannot be read")
 
 
-def test_of_a_gzip_bomb_no_more_is_unpacked_than_the_header_claims(tmp_path) -> None:
+def test_a_gzip_bomb_is_unpacked_only_as_far_as_its_header_promises(tmp_path) -> None:
     bomb = gzip.compress(idx_bytes(PIXELS)) + 64 * gzip.compress(bytes(2**24))
     write(tmp_path, {**idx_files(), TRAIN_IMAGES: bomb})
     with memory_below(2**20):
-        refused(tmp_path, tmp_path / TRAIN_IMAGES, "goes on")
+        refused(tmp_path, tmp_path / TRAIN_IMAGES, "has more")
 
 
-def test_a_label_of_the_test_split_alone_is_refused(tmp_path) -> None:
+def test_a_label_that_only_the_test_split_has_is_refused(tmp_path) -> None:
     write(tmp_path, idx_files(test_labels=np.array([0, 9], np.uint8)))
     refused(tmp_path, tmp_path, "label 9 is in the test split")
 
@@ -207,7 +220,7 @@ def test_a_label_of_the_test_split_alone_is_refused(tmp_path) -> None:
 
 
 def solid(*colour: int, size: Size = (16, 16)) -> Image.Image:
-    """A picture of one colour; grey, RGB or RGBA by the number of values."""
+    """An image of one color; grey, RGB or RGBA by the number of values."""
     return Image.new({1: "L", 3: "RGB", 4: "RGBA"}[len(colour)], size[::-1], colour)
 
 
@@ -218,7 +231,7 @@ def png(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def as_read(content: bytes | Image.Image, path: Path, size: Size | None = None) -> Tensor:
-    """What an image becomes in the only class of a folder."""
+    """The pixels of an image that is read from a folder with one class."""
     data = load_data(str(write(path, {"a/0.png": content, "a/1.png": content})), size)
     assert torch.equal(data.train.pixels, data.test.pixels)
     return data.train.pixels[0]
@@ -245,17 +258,17 @@ def test_png_and_jpeg_in_colour(tmp_path) -> None:
     assert data.test.labels.tolist() == [1]
     for split in (data.train, data.test):
         expected = torch.tensor([BLUE, RED])[split.labels][:, :, None, None]
-        assert (split.pixels - expected).abs().max() <= 2  # what JPEG rounds away
+        assert (split.pixels - expected).abs().max() <= 2  # JPEG's rounding
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA", "LA"])
-def test_grey_is_found_from_the_pixels_whatever_the_files_mode(mode, tmp_path) -> None:
+def test_grey_is_found_from_the_pixels_in_every_mode(mode, tmp_path) -> None:
     pixels = as_read(Image.fromarray(GREYS).convert(mode), tmp_path)
     assert np.array_equal(pixels, GREYS[None])
 
 
 @pytest.mark.parametrize("place", ["train/a/0.png", "test/a/0.png"])
-def test_one_pixel_of_colour_anywhere_makes_all_images_rgb(place, tmp_path) -> None:
+def test_one_colored_pixel_anywhere_makes_all_images_rgb(place, tmp_path) -> None:
     coloured = solid(7, 7, 7)
     coloured.putpixel((3, 5), (7, 7, 8))
     files = {name: solid(7) for name in ("train/a/0.png", "train/a/1.png", "test/a/0.png")}
@@ -264,7 +277,7 @@ def test_one_pixel_of_colour_anywhere_makes_all_images_rgb(place, tmp_path) -> N
     assert sum(split.pixels.long().sum().item() for split in (data.train, data.test)) == 3 * 16 * 16 * 21 + 1
 
 
-def test_a_palette_gives_its_colours(tmp_path) -> None:
+def test_a_palette_image_has_the_colors_of_its_palette(tmp_path) -> None:
     image = Image.fromarray(GREYS % 2)
     image.putpalette([*RED, *BLUE])
     assert image.mode == "P"
@@ -272,7 +285,7 @@ def test_a_palette_gives_its_colours(tmp_path) -> None:
     assert np.array_equal(as_read(image, tmp_path), expected)
 
 
-def test_transparency_is_laid_on_white(tmp_path) -> None:
+def test_transparent_pixels_become_white(tmp_path) -> None:
     for alpha, grey in ((0, 255), (51, 204), (255, 0)):
         assert as_read(solid(0, 0, 0, alpha), tmp_path / str(alpha)).unique().tolist() == [grey]
     for name, content in {
@@ -295,14 +308,14 @@ def test_transparency_is_laid_on_white(tmp_path) -> None:
         (8, np.rot90),
     ],
 )
-def test_images_are_turned_upright(orientation, upright: Callable[[np.ndarray], np.ndarray], tmp_path) -> None:
+def test_exif_orientation_is_applied(orientation, upright: Callable[[np.ndarray], np.ndarray], tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = as_read(png(Image.fromarray(COLOURS), exif=exif), tmp_path)
     assert np.array_equal(pixels.permute(1, 2, 0), upright(COLOURS))
 
 
-def test_classes_come_in_the_order_of_their_names(tmp_path) -> None:
+def test_classes_are_sorted_by_name(tmp_path) -> None:
     names = ["dog", "10", "2", "Cat"]
     files = {f"{name}/{number}.png": solid(index) for index, name in enumerate(names) for number in range(2)}
     data = load_data(str(write(tmp_path, files)))
@@ -311,7 +324,7 @@ def test_classes_come_in_the_order_of_their_names(tmp_path) -> None:
     assert data.train.labels.tolist() == data.test.labels.tolist() == [0, 1, 2, 3]
 
 
-def test_hidden_files_and_litter_are_passed_over(tmp_path) -> None:
+def test_hidden_and_system_files_are_ignored(tmp_path) -> None:
     litter = dict.fromkeys((".DS_Store", "Thumbs.db", "desktop.ini", "a/.x.png", "a/Thumbs.db", ".git/HEAD"), b"litter")
     data = load_data(str(write(tmp_path, {"a/0.png": solid(1), "a/1.png": solid(2), **litter})))
     assert data.info.classes == ("a",)
@@ -319,7 +332,7 @@ def test_hidden_files_and_litter_are_passed_over(tmp_path) -> None:
 
 
 def black_png(side: int, depth: int = 1, colour: int = 0, samples: int = 1) -> bytes:
-    """A valid PNG; of one bit a pixel it is a thousand times smaller than what it unpacks to."""
+    """A valid PNG; with one bit per pixel it is a thousand times smaller than its pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -337,11 +350,15 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
 @pytest.mark.parametrize(
     ("files", "named", "fault"),
     [
-        ({**PAIR, "a/2.png": solid(0, size=(16, 20))}, "a/2.png", r"is 16 x 20 pixels and .*0.png 16 x 16; --size 32 "),
+        (
+            {**PAIR, "a/2.png": solid(0, size=(16, 20))},
+            "a/2.png",
+            r"is 16 x 20 pixels and .*0.png 16 x 16; resize them with --size 32 ",
+        ),
         ({**PAIR, "b/0.png": solid(0, size=(20, 16))}, "b/0.png", r"is 20 x 16 pixels .* --size 32 "),
-        ({**PAIR, "b/0.png": solid(0)}, "", "class 'b' has one image"),
-        ({**PAIR, "b": None}, "b", "holds no image"),
-        ({**PAIR, "b/Thumbs.db": b""}, "b", "holds no image"),
+        ({**PAIR, "b/0.png": solid(0)}, "", "class 'b' has fewer than two training images"),
+        ({**PAIR, "b": None}, "b", "holds no images"),
+        ({**PAIR, "b/Thumbs.db": b""}, "b", "holds no images"),
         ({**PAIR, "a/2.png": b""}, "a/2.png", "cannot be read as an image"),
         ({**PAIR, "a/2.png": b"Hello, world.\n"}, "a/2.png", "cannot be read as an image"),
         ({**PAIR, "a/2.png": png(solid(0), "GIF")}, "a/2.png", "cannot be read as an image"),
@@ -354,8 +371,8 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
         ({**PAIR, "a/notes.txt": b"Hello, world.\n"}, "a/notes.txt", "is not a PNG or JPEG file"),
         ({**PAIR, "a/2.png": None}, "a/2.png", "is not a PNG or JPEG file"),
         ({**PAIR, "a/deeper/0.png": solid(0)}, "a/deeper", "is not a PNG or JPEG file"),
-        ({**PAIR, "notes.txt": b"Hello, world.\n"}, "notes.txt", "lies beside the classes' folders"),
-        ({**PAIR, "2.png": solid(0)}, "2.png", "lies beside the classes' folders"),
+        ({**PAIR, "notes.txt": b"Hello, world.\n"}, "notes.txt", "is a file between the folders of classes"),
+        ({**PAIR, "2.png": solid(0)}, "2.png", "is a file between the folders of classes"),
         (dict.fromkeys(PAIR, solid(0, size=(512, 512))), "", "are 512 x 512 pixels, .* --size 32 "),
         (dict.fromkeys(PAIR, solid(0, size=(16, 65))), "", "are 16 x 65 pixels"),
         (dict.fromkeys(PAIR, solid(0, size=(15, 16))), "", "are 15 x 16 pixels"),
@@ -365,12 +382,12 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
         (
             {**{f"train/{name}": image for name, image in PAIR.items()}, "test/a/0.png": solid(0, size=(16, 17))},
             "",
-            "train and test images differ in size; --size 32 ",
+            "train and test images differ in size; resize them with --size 32 ",
         ),
         (
             {**{f"train/{name}": image for name, image in PAIR.items()}, "test/b/0.png": solid(0)},
             "test/b",
-            "no class of the training split",
+            "is not a class of the training split",
         ),
     ],
 )
@@ -380,26 +397,26 @@ def test_a_faulty_image_folder_is_refused(files: Files, named, fault, tmp_path) 
 
 @pytest.mark.parametrize("side", [4097, 20_000])
 def test_a_decompression_bomb_is_refused(side, tmp_path) -> None:
-    """Over this package's limit, and over Pillow's own."""
+    """Over this package's limit, and over Pillow's."""
     bomb = black_png(side)
     assert len(bomb) < 100_000
-    fault = "over the limit" if side < 10_000 else "cannot be read as an image"
+    fault = "over 16,777,216" if side < 10_000 else "cannot be read as an image"
     refused(write(tmp_path, {**PAIR, "a/2.png": bomb}), tmp_path / "a/2.png", fault, (16, 16))
 
 
-def test_more_images_than_memory_should_hold_are_refused(tmp_path, monkeypatch) -> None:
+def test_images_that_need_too_much_memory_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(folder, "MAX_BYTES", 2 * 16 * 16 * 3 - 1)
     refused(write(tmp_path, PAIR), tmp_path, "--size 32 ")
 
 
 @pytest.mark.parametrize("link", ["a/2.png", "b", "c"])
-def test_a_link_that_leads_out_is_refused(link, tmp_path) -> None:
-    """The other folder's name begins with this one's."""
+def test_a_link_to_a_place_outside_is_refused(link, tmp_path) -> None:
+    """The other folder's name starts with this one's."""
     outside = write(tmp_path / "data-outside", PAIR)
     root = write(tmp_path / "data", PAIR)
     target = {"a/2.png": outside / "a/0.png", "b": outside / "a", "c": Path("../data-outside/a")}[link]
     (root / link).symlink_to(target)
-    refused(root, root / link, "leads out of")
+    refused(root, root / link, "is a link to a place outside")
 
 
 def test_a_link_within_the_folder_is_followed(tmp_path) -> None:
@@ -410,11 +427,11 @@ def test_a_link_within_the_folder_is_followed(tmp_path) -> None:
     assert len(load_data(str(tmp_path / "alias")).train) == 4
 
 
-def test_links_in_a_circle_are_refused(tmp_path) -> None:
+def test_circular_links_are_refused(tmp_path) -> None:
     (write(tmp_path, PAIR) / "a/2.png").symlink_to("2.png")
     with pytest.raises(DataError) as caught:
         load_data(str(tmp_path))
-    assert str(tmp_path / "a/2.png") in str(caught.value)  # who finds it out first depends on Python's version
+    assert str(tmp_path / "a/2.png") in str(caught.value)  # the rest of the message depends on Python's version
 
 
 @pytest.mark.parametrize("name", ["nowhere", "data.npz", "x" * 300, "x\0y", "~no.such.user/data"])
@@ -423,7 +440,7 @@ def test_a_path_that_does_not_exist_is_refused(name, tmp_path) -> None:
     refused(path, path, "no such file or folder|cannot be read")
 
 
-def test_what_is_no_data_set_is_refused(tmp_path) -> None:
+def test_a_path_without_a_data_set_is_refused(tmp_path) -> None:
     refused(tmp_path, tmp_path, "holds no data set")
     write(tmp_path, {"notes.txt": b"Hello, world.\n"})
     refused(tmp_path, tmp_path, "holds no data set")
@@ -436,8 +453,8 @@ THIRDS = np.array([RED, GREEN, BLUE], np.uint8)
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("side", [16, 32, 48, 200])
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (32, 30)])
-def test_size_covers_then_cuts_about_the_centre(size: Size, side: int, wide, tmp_path) -> None:
-    """Of three squares in a row the middle one is left, whole; its edge blends into its neighbours, of both as much."""
+def test_size_scales_then_crops_at_the_center(size: Size, side: int, wide, tmp_path) -> None:
+    """Of three squares in a row the middle one remains; its edges blend equally into the other two."""
     row = THIRDS.repeat(side, axis=0)[None].repeat(side, axis=0)
     pixels = as_read(Image.fromarray(row if wide else row.transpose(1, 0, 2)), tmp_path, size)
     assert pixels.shape == (3, *size)
@@ -445,7 +462,7 @@ def test_size_covers_then_cuts_about_the_centre(size: Size, side: int, wide, tmp
     assert torch.equal(pixels[0].flip(1 if wide else 0), pixels[2])
 
 
-def test_size_equalises_mixed_images(tmp_path) -> None:
+def test_size_makes_mixed_images_equal(tmp_path) -> None:
     shapes: list[Size] = [(16, 16), (9, 40), (100, 30), (1, 1)]
     files = {f"a/{number}.png": solid(200, size=shape) for number, shape in enumerate(shapes)}
     data = load_data(str(write(tmp_path, files)), (16, 24))
@@ -461,7 +478,7 @@ def test_size_means_the_same_in_every_kind_of_source(shape, tmp_path) -> None:
     assert torch.equal(load_data(str(tmp_path / "data.npz"), (20, 18)).train.pixels[0], expected)
 
 
-def test_a_size_that_images_have_already_changes_nothing(tmp_path) -> None:
+def test_the_size_that_images_already_have_changes_nothing(tmp_path) -> None:
     assert np.array_equal(as_read(NOISE, tmp_path, (16, 24)).permute(1, 2, 0), COLOURS)
 
 
@@ -520,7 +537,7 @@ def test_ink_is_light_on_dark(tmp_path) -> None:
         ({"images": PIXELS, "labels": LABELS.astype(object)}, "labels holds Python objects"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "6 images but 5 labels"),
         ({"images": PIXELS, "labels": LABELS[:0]}, "6 images but 0 labels"),
-        ({"images": PIXELS, "labels": [0, 0, 0, 0, 0, 9]}, "class '9' has one image"),
+        ({"images": PIXELS, "labels": [0, 0, 0, 0, 0, 9]}, "class '9' has fewer than two training images"),
         ({"images": PIXELS[:, :15], "labels": LABELS}, "are 15 x 20 pixels, .* --size 32 "),
         (
             {"images": PIXELS, "labels": LABELS, "test_images": PIXELS[:, :, :16], "test_labels": LABELS},
@@ -538,7 +555,7 @@ def test_a_faulty_npz_is_refused(arrays, fault, tmp_path) -> None:
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -566,7 +583,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def npz(images: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive with these bytes for its images."""
+    """An archive with these bytes as its images."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("images.npy", images)
@@ -604,8 +621,8 @@ def shaped(shape: object) -> bytes:
         (b"Hello, world.\n", "cannot be read"),
         (b"", "cannot be read"),
         (npy(PIXELS)[:-1], "ends after 1,919"),
-        (npy(PIXELS) + b"\0", "goes on"),
-        (npy(PIXELS) + bytes(2**24), "goes on"),
+        (npy(PIXELS) + b"\0", "has more"),
+        (npy(PIXELS) + bytes(2**24), "has more"),
     ],
 )
 def test_a_faulty_array_is_refused_without_allocating(images, fault, tmp_path) -> None:
@@ -614,7 +631,7 @@ def test_a_faulty_array_is_refused_without_allocating(images, fault, tmp_path) -
         refused(tmp_path / "data.npz", tmp_path / "data.npz", fault)
 
 
-def test_an_array_written_by_python_2_is_read_in_silence(tmp_path) -> None:
+def test_an_array_written_by_python_2_is_read_without_a_warning(tmp_path) -> None:
     write(tmp_path, {"data.npz": npz(shaped("(6L, 16L, 20L)") + PIXELS.tobytes())})
     assert load_data(str(tmp_path / "data.npz")).train.pixels.shape == (4, 1, 16, 20)
 
@@ -622,7 +639,7 @@ def test_an_array_written_by_python_2_is_read_in_silence(tmp_path) -> None:
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compression_that_numpy_never_writes_is_refused(compression, tmp_path) -> None:
     write(tmp_path, {"data.npz": npz(npy(PIXELS), compression)})
-    refused(tmp_path / "data.npz", tmp_path / "data.npz", "compressed in another way")
+    refused(tmp_path / "data.npz", tmp_path / "data.npz", "a compression that numpy does not use")
 
 
 def flipped(body: bytes, at: int) -> bytes:
@@ -642,9 +659,130 @@ def flipped(body: bytes, at: int) -> bytes:
         flipped(npz(npy(PIXELS), zipfile.ZIP_DEFLATED), 1000),
     ],
 )
-def test_a_file_that_is_no_sound_zip_is_refused(body, tmp_path) -> None:
+def test_a_damaged_zip_file_is_refused(body, tmp_path) -> None:
     write(tmp_path, {"data.npz": body})
     refused(tmp_path / "data.npz", tmp_path / "data.npz", "cannot be read")
+
+
+# Arrays
+
+ARRAYS: dict[str, Any] = {"images": PIXELS, "labels": LABELS, "test_images": PIXELS[::-1], "test_labels": LABELS[::-1]}
+
+
+@pytest.mark.parametrize("convert", [np.asarray, np.asfortranarray, torch.tensor])
+@pytest.mark.parametrize("test", [True, False])
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("size", [None, (24, 16)])
+def test_arrays_equal_the_same_arrays_in_a_file(convert, test, channels, size, tmp_path) -> None:
+    arrays = ARRAYS if test else {"images": PIXELS, "labels": LABELS}
+    if channels:
+        arrays = {k: x[..., None].repeat(channels, 3) if "images" in k else x for k, x in arrays.items()}
+    np.savez(tmp_path / "data.npz", **arrays)
+    from_file = load_data(str(tmp_path / "data.npz"), size, seed=3)
+    if convert is torch.tensor:  # tensors are usually (n, c, h, w)
+        arrays = {k: np.ascontiguousarray(np.moveaxis(x, 3, 1) if x.ndim == 4 else x) for k, x in arrays.items()}
+    data = Dataset.from_arrays(**{name: convert(array) for name, array in arrays.items()}, size=size, seed=3)
+    assert data.info == from_file.info
+    for split, other in ((data.train, from_file.train), (data.test, from_file.test)):
+        assert torch.equal(split.pixels, other.pixels)
+        assert torch.equal(split.labels, other.labels)
+    assert (data.source, from_file.source) == ("arrays", str(tmp_path / "data.npz"))
+
+
+def test_arrays_are_copied() -> None:
+    images = PIXELS.copy()
+    data = Dataset.from_arrays(images, LABELS, images, LABELS)
+    images[:] = 0
+    assert np.array_equal(data.train.pixels[:, 0], PIXELS)
+
+
+def test_classes_name_the_labels_of_arrays() -> None:
+    data = Dataset.from_arrays(PIXELS, 1 - LABELS.astype(int), classes=["cat", "dog"])
+    assert data.info.classes == ("cat", "dog")
+    assert data.train.labels.bincount().tolist() == [2, 2]
+    assert Dataset.from_arrays(PIXELS, [-1, 4, -1, 4, -1, 4]).info.classes == ("-1", "4")
+
+
+TENSOR = torch.tensor(PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"images": PIXELS / 255}, "images is float64 of shape .* must be uint8"),
+        ({"images": TENSOR.float()}, "images is float32 of shape .* must be uint8"),
+        ({"images": TENSOR.bfloat16()}, "images is not an array .*; give a numpy array or a tensor"),
+        ({"images": TENSOR.to_sparse()}, "images is not an array .*; give a numpy array or a tensor"),
+        ({"images": PIXELS[0]}, r"images is uint8 of shape \(16, 20\)"),
+        ({"images": TENSOR[:, None].repeat(1, 4, 1, 1)}, r"images is uint8 of shape \(6, 4, 16, 20\)"),
+        ({"images": PIXELS[:0], "labels": LABELS[:0]}, r"images is uint8 of shape \(0, 16, 20\)"),
+        ({"images": [[1, 2], [3]]}, "images is not an array .*; give a numpy array or a tensor"),
+        ({"images": PIXELS[:, :15]}, "the images are 15 x 20 pixels, .* --size 32 or size="),
+        ({"labels": LABELS.astype(float)}, "labels is float64 .* must be integers"),
+        ({"labels": torch.tensor(LABELS) == 1}, "labels is bool .* must be integers"),
+        ({"labels": list("aabbcc")}, "labels is <U1 .* must be integers"),
+        ({"labels": LABELS[:, None]}, r"labels is uint8 of shape \(6, 1\)"),
+        ({"labels": LABELS[:5]}, "6 images but 5 labels"),
+        ({"labels": [0, 0, 0, 0, 0, 9]}, "class '9' has fewer than two training images"),
+        ({"test_images": PIXELS}, "has no array 'test_labels'"),
+        ({"test_labels": LABELS}, "has no array 'test_images'"),
+        ({"test_images": PIXELS / 255, "test_labels": LABELS}, "test_images is float64"),
+        ({"test_images": PIXELS, "test_labels": LABELS / 2}, "test_labels is float64"),
+        ({"test_images": PIXELS, "test_labels": LABELS[:5]}, "6 images but 5 labels"),
+        ({"test_images": PIXELS[:, :, :16], "test_labels": LABELS}, "test images' shape differs"),
+        ({"test_images": PIXELS, "test_labels": LABELS + 1}, "label 2 is in the test split"),
+        ({"classes": ["cat"]}, "label 1 is not one of the 1 classes"),
+        ({"classes": ["cat", "dog", "cow"]}, "class 'cow' has fewer than two training images"),
+        ({"classes": ["cat", "cat"]}, "two classes have the same name"),
+        ({"classes": ["cat", "../dog"]}, "'../dog' cannot be the name of a class"),
+        ({"classes": ["cat", "dog"], "labels": LABELS.astype(int) - 1}, "label -1 is not one of the 2 classes"),
+    ],
+)
+def test_faulty_arrays_are_refused(change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(DataError, match=fault) as caught:
+        Dataset.from_arrays(**{"images": PIXELS, "labels": LABELS, **change})
+    assert str(caught.value).startswith("arrays: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_data_set_from_outside_is_read_by_name_and_checked(monkeypatch) -> None:
+    monkeypatch.setitem(DATASETS, "mine", lambda: Source(Split(PIXELS, LABELS), classes=("cat", "dog")))
+    data = load_data("mine", (16, 16))
+    assert (data.source, data.info.classes, data.info.width) == ("mine", ("cat", "dog"), 16)
+    monkeypatch.setitem(DATASETS, "mine", lambda: Source(Split(PIXELS / 255, LABELS)))
+    refused(Path("mine"), Path("mine"), "images is float64")
+
+
+# Augmentation
+
+
+def test_flip_mirrors_about_half_of_the_images(mnist: Dataset) -> None:
+    pixels = mnist.train.pixels[:2000]
+    flipped = AUGMENTATIONS["flip"](pixels, 0, range(2000))
+    mirrored = (flipped == pixels.flip(3)).flatten(1).all(1)
+    kept = (flipped == pixels).flatten(1).all(1)
+    assert (mirrored | kept).all()
+    assert mirrored.sum().item() == pytest.approx(1000, abs=80)
+    assert torch.equal(AUGMENTATIONS["flip"](flipped, 0, range(2000)), pixels)
+
+
+def test_flip_depends_on_seed_and_index_only(mnist: Dataset) -> None:
+    pixels = mnist.train.pixels[:40]
+    flip = AUGMENTATIONS["flip"]
+    whole = flip(pixels, 5, range(100, 140))
+    parts = [
+        flip(pixels[at : at + size], 5, range(100 + at, 100 + at + size)) for at, size in ((0, 1), (1, 24), (25, 15))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(flip(pixels, 6, range(100, 140)), whole)
+    assert not torch.equal(flip(pixels, 5, range(101, 141)), whole)
+    other = (rng.uniform(5, rng.Stream.DROP, range(100, 140)) < 0.5)[:, None, None, None]
+    assert not torch.equal(torch.where(other, pixels.flip(3), pixels), whole)  # a stream of its own
+
+
+def test_no_augmentation_changes_nothing(mnist: Dataset) -> None:
+    pixels = mnist.train.pixels[:4]
+    assert AUGMENTATIONS["none"](pixels, 0, range(4)) is pixels
 
 
 # Splits, units, batches
@@ -652,7 +790,7 @@ def test_a_file_that_is_no_sound_zip_is_refused(body, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def classes_of_many_sizes(tmp_path_factory) -> str:
-    """Of 2, 10, 19, 20 and 31 images in mixed order; every pixel of an image is its number."""
+    """Five classes of 2, 10, 19, 20 and 31 images in mixed order; every pixel of an image is the image's number."""
     path = tmp_path_factory.mktemp("data") / "data.npz"
     labels = np.random.default_rng(4).permutation(np.repeat(np.arange(5), [2, 10, 19, 20, 31]))
     np.savez(path, images=np.arange(82, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2), labels=labels)
@@ -673,7 +811,7 @@ def test_a_split_holds_out_a_tenth_of_each_class_and_at_least_one(seed, classes_
             assert np.array_equal(split.labels, archive["labels"][numbers(split)])
 
 
-def test_a_split_is_decided_by_the_seed(classes_of_many_sizes) -> None:
+def test_the_seed_decides_the_split(classes_of_many_sizes) -> None:
     splits = [load_data(classes_of_many_sizes, seed=seed) for seed in (0, 0, 1, 2**32)]
     assert splits[0].info == splits[1].info
     assert numbers(splits[0].test) == numbers(splits[1].test)
@@ -681,7 +819,7 @@ def test_a_split_is_decided_by_the_seed(classes_of_many_sizes) -> None:
     assert len({data.info.sha256 for data in splits}) == 3
 
 
-def test_the_hash_tells_every_pixel_and_label(tmp_path) -> None:
+def test_the_hash_covers_every_pixel_and_label(tmp_path) -> None:
     hashes = set()
     for changed in ("", "images", "labels", "test_images", "test_labels"):
         arrays: dict[str, Any] = {"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": LABELS}
@@ -693,7 +831,7 @@ def test_the_hash_tells_every_pixel_and_label(tmp_path) -> None:
     assert len(hashes) == 5
 
 
-def test_bytes_survive_data_units_and_back() -> None:
+def test_bytes_are_the_same_after_data_units_and_back() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
     x = to_data_units(pixels)
     assert (x[0].item(), x[255].item()) == (-1, 1)
@@ -708,7 +846,7 @@ def test_a_batch_is_an_index(tiny_data: Dataset) -> None:
     assert torch.equal(labels, tiny_data.train.labels[indices])
 
 
-def test_first_of_each_shows_a_labels_images_in_turn_and_then_again(classes_of_many_sizes) -> None:
+def test_first_of_each_takes_the_images_of_a_label_in_turn(classes_of_many_sizes) -> None:
     images = load_data(classes_of_many_sizes).train
     ones = [number for number, label in zip(numbers(images), images.labels.tolist(), strict=True) if label == 1]
     fours = [number for number, label in zip(numbers(images), images.labels.tolist(), strict=True) if label == 4]
@@ -720,7 +858,7 @@ def test_first_of_each_shows_a_labels_images_in_turn_and_then_again(classes_of_m
 
 
 def damaged(sound: bytes) -> st.SearchStrategy[bytes]:
-    """Any bytes, or these with some cut out or put in."""
+    """Any bytes, or these with some removed or inserted."""
 
     def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
         body = sound
@@ -798,8 +936,8 @@ def test_any_bytes_as_an_image(scratch, kind, data) -> None:
     read_or_refused(write(scratch / kind, {"a/0.png": png(NOISE, exif=EXIF), "a/1.png": body, "a/2.png": body}))
 
 
-def test_an_image_with_senseless_exif_is_read_or_refused(tmp_path) -> None:
-    """Turning an image upright rewrites its EXIF, and Pillow has errors of many kinds for what it cannot write."""
+def test_an_image_with_invalid_exif_is_read_or_refused(tmp_path) -> None:
+    """Applying the orientation rewrites the EXIF data, and Pillow raises many kinds of errors for invalid data."""
     body = png(NOISE, "JPEG", exif=EXIF)
     at = body.index(b"Exif\0\0")
     for offset in range(at, at + 60):

@@ -1,13 +1,13 @@
 import itertools
 import math
+from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from pocketdiff.schedule import SCHEDULES, Cosine, DiscreteBeta, Flow, Karras, LogNormal, Schedule, grid
+from pocketdiff.schedule import SCHEDULES, Cosine, DiscreteBeta, Flow, Karras, LogNormal, Range, Schedule, grid
 
 U = torch.linspace(0, 1, 1001, dtype=torch.float64)
 
@@ -21,20 +21,20 @@ def test_increasing_finite_and_positive(kind: str, dtype: torch.dtype) -> None:
     assert sigma.isfinite().all()
     assert (sigma > 0).all()
     steps = sigma.diff()
-    # A chain of T steps is a staircase; the others rise everywhere.
+    # A chain of T steps is a staircase; the others increase strictly.
     assert (steps >= 0).all() if kind == "discrete_beta" or dtype == torch.float32 else (steps > 0).all()
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_runs_from_sigma_min_to_sigma_max(kind: str) -> None:
-    schedule = SCHEDULES[kind]()
+    schedule: Any = SCHEDULES[kind]()
     ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     assert ends == pytest.approx([schedule.sigma_min, schedule.sigma_max], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 18])
-def test_grid_falls_strictly_to_zero(kind: str, steps: int) -> None:
+def test_grid_decreases_strictly_to_zero(kind: str, steps: int) -> None:
     schedule = SCHEDULES[kind]()
     sigmas = grid(schedule, steps)
     assert len(sigmas) == steps + 1
@@ -50,14 +50,14 @@ def test_karras_is_equation_5() -> None:
 
 
 def test_lognormal_has_its_mean_and_deviation() -> None:
-    # Half-way between steps: the quantiles of a distribution, whose moments are the distribution's.
+    # Midpoints give the quantiles of the distribution.
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     log_sigma = LogNormal(mean=-1.2, std=1.2, sigma_min=1e-6, sigma_max=1e6)(u).log()
     assert log_sigma.mean().item() == pytest.approx(-1.2, abs=1e-3)
     assert log_sigma.std().item() == pytest.approx(1.2, abs=1e-3)
 
 
-def test_lognormal_cut_off_keeps_its_shape_within() -> None:
+def test_truncated_lognormal_keeps_its_shape() -> None:
     schedule = LogNormal(sigma_min=math.exp(-1), sigma_max=math.exp(1))
     assert schedule(torch.tensor(0.5, dtype=torch.float64)).item() == pytest.approx(1.0)
     inside = math.erf(1 / math.sqrt(2))  # probability of one standard deviation
@@ -84,7 +84,7 @@ def test_cosine_is_equation_17() -> None:
     def f(t: torch.Tensor) -> torch.Tensor:
         return torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    # The paper's t of every level, found from its own equation, advances evenly with u.
+    # The paper's t of each level, from its own equation, increases linearly with u.
     t = torch.acos(torch.sqrt(alpha_bar * f(torch.zeros(1, dtype=torch.float64)))) * 2 / math.pi * 1.008 - 0.008
     assert torch.allclose(t.diff(), t.diff().mean().expand(1000), rtol=1e-6)
     assert torch.allclose(f(t) / f(torch.zeros(1, dtype=torch.float64)), alpha_bar, rtol=1e-9)
@@ -104,7 +104,7 @@ def test_discrete_beta_equals_diffusers() -> None:
     assert torch.allclose(ours, alpha_bar, rtol=1e-4)
 
 
-def test_discrete_beta_draws_every_step_equally_often() -> None:
+def test_discrete_beta_draws_all_steps_equally_often() -> None:
     schedule = DiscreteBeta(timesteps=50)
     drawn = schedule((torch.arange(5000, dtype=torch.float64) + 0.5) / 5000)
     levels, counts = drawn.unique(return_counts=True)
@@ -125,9 +125,9 @@ def test_levels_too_close_for_floats_are_an_error() -> None:
 
 
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 64), st.floats(1e-4, 0.5), st.floats(1.0, 1e4))
-def test_every_range_gives_a_falling_grid(kind: str, steps: int, low: float, high: float) -> None:
-    schedule: Schedule
-    schedule = DiscreteBeta() if kind == "discrete_beta" else SCHEDULES[kind](sigma_min=low, sigma_max=high)  # type: ignore[call-arg]
+def test_every_range_gives_a_decreasing_grid(kind: str, steps: int, low: float, high: float) -> None:
+    cls: Any = SCHEDULES[kind]
+    schedule = cls() if kind == "discrete_beta" else cls(sigma_min=low, sigma_max=high)
     sigmas = grid(schedule, steps)
     assert all(a > b for a, b in itertools.pairwise(sigmas))
     assert all(math.isfinite(sigma) for sigma in sigmas)
@@ -136,6 +136,31 @@ def test_every_range_gives_a_falling_grid(kind: str, steps: int, low: float, hig
 @pytest.mark.parametrize(
     "wrong", [{"sigma_min": 0}, {"sigma_min": 2, "sigma_max": 1}, {"rho": -1}, {"unknown": 1}, {"rho": 1e-3}]
 )
-def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_invalid_schedules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Karras(**wrong)
+
+
+class Linear(Range):
+    """A schedule from outside the package: even steps in sigma."""
+
+    kind: Literal["linear"] = "linear"
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return self._lerp(self.sigma_min, self.sigma_max, u).to(u.dtype)
+
+
+@pytest.mark.parametrize("cls", [*SCHEDULES.values(), Linear])
+def test_every_schedule_fulfills_the_protocol(cls: type[Schedule]) -> None:
+    schedule: Schedule = cls()
+    assert isinstance(schedule, Schedule)
+    assert schedule.levels == (1000 if schedule.kind == "discrete_beta" else math.inf)
+    assert schedule.noise_input(torch.tensor([0.1, 1.0, 10.0])).diff().min() > 0
+
+
+def test_a_schedule_from_outside_works_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="there is no schedule 'linear'"):
+        SCHEDULES.find("linear")
+    monkeypatch.setitem(SCHEDULES, "linear", Linear)
+    sigmas = grid(SCHEDULES.find("linear")(), 5)
+    assert sigmas == pytest.approx([80, 60.0005, 40.001, 20.0015, 0.002, 0])

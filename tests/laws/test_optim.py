@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from pocketdiff.errors import PluginError
+from pocketdiff.nets import NETS
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import Muon, ema_decay, learning_rate, make_optimizers, orthogonalize, update_ema
 
@@ -15,7 +17,7 @@ def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -
 
 
 def test_orthogonalize_is_muons_iteration() -> None:
-    """The steps on the small matrix equal the published loop on the whole one."""
+    """The steps on the small matrix equal the published loop on the full one."""
     x = torch.randn(8, 72, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     loop = x / x.norm()
     for _ in range(5):
@@ -38,11 +40,11 @@ def test_a_step_of_muon() -> None:
     optimizer = Muon([{"params": [weight], "peak_lr": 0.1}], 0.1, momentum=0.9)
     weight.grad = gradient
     optimizer.step()
-    # First momentum 0.1 g, then 0.1 g + 0.9 * 0.1 g looking ahead: the direction is g, and scale plays no part.
+    # First momentum 0.1 g, then 0.1 g + 0.9 * 0.1 g with Nesterov momentum: the direction is g.
     torch.testing.assert_close(weight.data.flatten(1), -0.1 * orthogonalize(gradient.flatten(1)))
 
 
-def test_a_tall_matrix_takes_longer_steps() -> None:
+def test_a_tall_matrix_takes_larger_steps() -> None:
     weight = nn.Parameter(torch.zeros(16, 4))
     weight.grad = torch.randn(16, 4, generator=torch.Generator().manual_seed(4))
     Muon([{"params": [weight], "peak_lr": 1.0}], 1.0).step()
@@ -50,7 +52,7 @@ def test_a_tall_matrix_takes_longer_steps() -> None:
 
 
 def test_hidden_matrices_go_to_muon_and_the_rest_to_adam() -> None:
-    net = UNetConfig(widths=(8, 16), blocks=1, embedding=16).build(1, 10)
+    net = UNetConfig(widths=(8, 16), blocks=1, embedding=16).build((1, 28, 28), 10)
     muon, adam = make_optimizers(net, 0.02, 0.003)
     names = {parameter: name for name, parameter in net.named_parameters()}
     hidden = {names[p] for group in muon.param_groups for p in group["params"]}
@@ -61,6 +63,36 @@ def test_hidden_matrices_go_to_muon_and_the_rest_to_adam() -> None:
     assert {"levels.down.0.conv1.weight", "levels.down.0.modulate.weight", "levels.shrink.weight"} <= hidden
     assert {"first.weight", "last.2.weight", "embedding.label.weight", "levels.down.0.conv1.bias"} <= rest
     assert [group["peak_lr"] for optimizer in (muon, adam) for group in optimizer.param_groups] == [0.02, 0.003]
+
+
+class Plain(nn.Module):
+    """A network from outside, with a parameter of its own."""
+
+    def __init__(self, *adam_only: str) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(4, 4))
+        self.first, self.hidden = nn.Linear(4, 4), nn.Linear(4, 4)
+        if adam_only:
+            self.adam_only = adam_only
+
+
+def test_a_network_must_say_what_only_adam_trains() -> None:
+    with pytest.raises(PluginError, match=r"^Plain has no adam_only; "):
+        make_optimizers(Plain(), None, 0.003)
+    with pytest.raises(PluginError, match=r"^Plain: adam_only names 'frist', which has no parameters"):
+        make_optimizers(Plain("first", "frist"), 0.02, 0.003)
+    with pytest.raises(PluginError, match="names 'fir'"):  # a name, not the beginning of one
+        make_optimizers(Plain("fir"), 0.02, 0.003)
+    net = Plain("first", "position")
+    muon, _ = make_optimizers(net, 0.02, 0.003)
+    assert [id(p) for group in muon.param_groups for p in group["params"]] == [id(net.hidden.weight)]
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_without_muon_adam_trains_everything(kind: str) -> None:
+    net = NETS[kind]().build((1, 28, 28), 10)
+    (adam,) = make_optimizers(net, None, 0.003)
+    assert [id(p) for group in adam.param_groups for p in group["params"]] == [id(p) for p in net.parameters()]
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
@@ -77,7 +109,7 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 
 @pytest.mark.parametrize("power", [0.0, 6.94, 17.0])
 def test_ema_is_its_closed_form(power: float) -> None:
-    """Step i of t weighs (1 - decay_i) (i / t) ** (power + 1), the product of all later decays."""
+    """Step i of t has the weight (1 - decay_i) (i / t) ** (power + 1), the product of all later decays."""
     net, ema = nn.Linear(3, 2), nn.Linear(3, 2)
     history = []
     generator = torch.Generator().manual_seed(5)
@@ -93,7 +125,7 @@ def test_ema_is_its_closed_form(power: float) -> None:
     )
 
 
-def test_ema_of_the_first_step_is_that_step_and_of_constant_weights_those() -> None:
+def test_ema_of_the_first_step_is_that_step_and_of_constant_weights_is_constant() -> None:
     net, ema = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     with torch.no_grad():
         net.weight.fill_(7.0)

@@ -2,17 +2,29 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pocketdiff.config import TrainConfig
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
+from pocketdiff.errors import PluginError
 from pocketdiff.guidance import DenoiseFn, guide
 from pocketdiff.nets.unet import UNetConfig
-from pocketdiff.samplers import SAMPLERS, ancestral, dpmpp_2m, euler, heun
+from pocketdiff.samplers import (
+    SAMPLERS,
+    Step,
+    ancestral,
+    ancestral_beta,
+    consistency,
+    dpmpp_2m,
+    euler,
+    heun,
+    sampler_options,
+)
 from pocketdiff.schedule import SCHEDULES, Cosine, DiscreteBeta, Karras, grid
 
 MEAN, STD = 0.3, 0.5
@@ -23,9 +35,9 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
     return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
 
 
-def exact(x: Tensor, sigma: float, following: float) -> Tensor:
-    """Where the probability flow takes x, in closed form."""
-    return MEAN + (x - MEAN) * math.sqrt((STD**2 + following**2) / (STD**2 + sigma**2))
+def exact(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """The solution of the probability flow from sigma to sigma_next."""
+    return MEAN + (x - MEAN) * math.sqrt((STD**2 + sigma_next**2) / (STD**2 + sigma**2))
 
 
 def draw(seed: int, n: int = 3) -> Tensor:
@@ -44,8 +56,8 @@ def test_convergence_order(sampler: Callable[..., object], order: int) -> None:
     assert slopes == pytest.approx([order, order], abs=0.15)
 
 
-@pytest.mark.parametrize("sampler", [ancestral, SAMPLERS["ancestral_beta"]])
-def test_ancestral_samples_have_the_datas_mean_and_deviation(sampler: Callable[..., object]) -> None:
+@pytest.mark.parametrize("sampler", [ancestral, ancestral_beta])
+def test_ancestral_samples_have_the_mean_and_deviation_of_the_data(sampler: Callable[..., object]) -> None:
     sigmas = grid(Karras(sigma_max=20), 800)
     x = sigmas[0] * draw(1, 4000)
     *_, last = sampler(gaussian, x, sigmas, lambda step: draw(100 + step, 4000))  # type: ignore[misc]
@@ -54,14 +66,14 @@ def test_ancestral_samples_have_the_datas_mean_and_deviation(sampler: Callable[.
 
 
 def chain(timesteps: int = 50) -> tuple[Tensor, list[float]]:
-    """alpha_bar_t for t = 0..T, and the same chain's noise levels from T to 0."""
+    """alpha_bar_t for t = 0..T, and the noise levels of the same chain from T to 0."""
     schedule = DiscreteBeta(timesteps=timesteps)
     alpha_bar = 1 / (1 + torch.cat([torch.zeros(1, dtype=torch.float64), schedule.sigmas]) ** 2)
     return alpha_bar, grid(schedule, timesteps)
 
 
 def eps_of(x: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that a DDPM predicts at x, in its own scaling, where the data are Gaussian."""
+    """The noise that a DDPM predicts at x, in its own scaling, for Gaussian data."""
     sigma = math.sqrt((1 - alpha_bar.item()) / alpha_bar.item())
     ve = x / alpha_bar.sqrt()
     return (ve - gaussian(ve, sigma)) / sigma
@@ -76,7 +88,7 @@ def test_euler_is_ddim_equation_12() -> None:
         x0 = (ddim - (1 - alpha_bar[t]).sqrt() * eps) / alpha_bar[t].sqrt()
         ddim = alpha_bar[t - 1].sqrt() * x0 + (1 - alpha_bar[t - 1]).sqrt() * eps
         torch.testing.assert_close(step.x * alpha_bar[t - 1].sqrt(), ddim, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(step.x0, x0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(step.x0_hat, x0, rtol=1e-9, atol=1e-9)
 
 
 def test_ancestral_is_ddpm_equation_7() -> None:
@@ -97,7 +109,7 @@ def test_ancestral_is_ddpm_equation_7() -> None:
 def test_ancestral_beta_is_ddpm_algorithm_2_with_variance_beta() -> None:
     alpha_bar, sigmas = chain()
     ddpm = draw(4)
-    steps = SAMPLERS["ancestral_beta"](gaussian, ddpm / alpha_bar[-1].sqrt(), sigmas, draw)
+    steps = ancestral_beta(gaussian, ddpm / alpha_bar[-1].sqrt(), sigmas, draw)
     for index, (t, step) in enumerate(zip(range(50, 0, -1), steps, strict=True)):
         alpha = alpha_bar[t] / alpha_bar[t - 1]
         eps = eps_of(ddpm, alpha_bar[t])
@@ -174,34 +186,40 @@ def test_dpmpp_2m_equals_diffusers_solver() -> None:
         torch.testing.assert_close(step.x * alphas[index + 1], theirs.double(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [("euler", 9), ("ancestral", 9), ("heun", 17), ("dpmpp_2m", 9)])
-def test_cost_in_denoiser_calls(sampler: str, calls: int) -> None:
-    asked: list[float] = []
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_denoiser_calls_of_a_step(sampler: str) -> None:
+    levels: list[float] = []
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        asked.append(sigma)
+        levels.append(sigma)
         return gaussian(x, sigma)
 
     *_, _last = SAMPLERS[sampler](denoise, 80 * draw(8), grid(Karras(), 9), draw)
-    assert len(asked) == calls
-    assert min(asked) > 0
+    assert len(levels) == (17 if sampler == "heun" else 9)
+    assert min(levels) > 0
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("wrong", [[], [1.0], [1.0, 2.0], [2.0, 1.0, 1.0], [1.0, -1.0], [1.0, 0.0, 0.0]])
-def test_a_grid_that_does_not_fall_is_refused(name: str, wrong: list[float]) -> None:
+def test_a_grid_that_does_not_decrease_is_refused(name: str, wrong: list[float]) -> None:
     with pytest.raises(ValueError, match="strictly decreasing"):
         next(SAMPLERS[name](gaussian, draw(9), wrong, draw))
 
 
-def test_a_sampler_that_needs_noise_says_so() -> None:
-    with pytest.raises(ValueError, match="give it noise="):
-        next(ancestral(gaussian, draw(10), [2.0, 1.0]))
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_that_draws_noise_says_so(name: str) -> None:
+    sampler: Any = SAMPLERS[name]
+    steps = sampler(gaussian, draw(10), [2.0, 1.0, 0.0])
+    if name in {"ancestral", "ancestral_beta", "consistency"}:
+        with pytest.raises(ValueError, match="give it noise="):
+            next(steps)
+    else:
+        assert len(list(steps)) == 2
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("leave", [1, 100])
-def test_no_generator_leaks_its_grad_mode(name: str, leave: int) -> None:
+def test_gradients_are_off_inside_a_sampler_only(name: str, leave: int) -> None:
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     modes = []
 
@@ -219,8 +237,8 @@ def test_no_generator_leaks_its_grad_mode(name: str, leave: int) -> None:
     assert not any(modes)
 
 
-NET = UNetConfig(widths=(8,), blocks=1, embedding=16).build(1, 10)
-for weight in NET.parameters():  # a new network's output is all zeros
+NET = UNetConfig(widths=(8,), blocks=1, embedding=16).build((1, 28, 28), 10)
+for weight in NET.parameters():  # the output of a new network is zero
     torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
 
 
@@ -228,7 +246,7 @@ for weight in NET.parameters():  # a new network's output is all zeros
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_combination_is_finite(schedule: str, parameterization: str, sampler: str) -> None:
-    denoiser = Denoiser(NET, parameterization, TrainConfig().sigma_data, 10, SCHEDULES[schedule]().noise_input)
+    denoiser = Denoiser(NET, parameterization, 0.5, 10, SCHEDULES[schedule]().noise_input)
     label = torch.tensor([3, 10])
     for steps in (1, 2, 18):
         sigmas = grid(SCHEDULES[schedule](), steps)
@@ -251,3 +269,52 @@ def test_cosine_chain_reaches_the_data() -> None:
     sigmas = grid(Cosine(), 100)
     *_, last = euler(denoise, exact(draw(14), 0, sigmas[0]), sigmas)
     torch.testing.assert_close(last.x, draw(14), rtol=0.05, atol=0.05)
+
+
+def test_consistency_is_algorithm_1() -> None:
+    """Song et al. 2023, with epsilon = 0."""
+    sigmas = [80.0, 5.0, 0.5, 0.0]
+    x = 80 * draw(16)
+    for index, step in enumerate(consistency(gaussian, x, sigmas, draw)):
+        expected = gaussian(x, sigmas[index])
+        assert step.sigma == sigmas[index + 1]
+        assert torch.equal(step.x0_hat, expected)
+        x = expected + sigmas[index + 1] * draw(index)
+        assert torch.equal(step.x, x)
+
+
+@pytest.mark.parametrize("sigmas", [[80.0, 0.0], [80.0, 2.0, 0.0]])
+def test_consistency_gives_the_only_image_of_a_data_set_exactly(sigmas: list[float]) -> None:
+    """For a single image the expected clean image is a consistency function: every path ends there."""
+    only = draw(17)
+    *_, last = consistency(lambda _x, _sigma: only, 80 * draw(18), sigmas, draw)
+    assert torch.equal(last.x, only)
+
+
+def test_options_are_the_keyword_only_arguments_that_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(
+        denoise: DenoiseFn, x: Tensor, sigmas: list[float], noise: object, *, churn: float = 0.5, mode: str = "a"
+    ) -> Iterator[Step]:
+        yield Step(0.0, churn * x, x)
+
+    def careless(denoise: DenoiseFn, x: Tensor, sigmas: list[float], noise: object, *, churn: float) -> Iterator[Step]:
+        yield Step(0.0, churn * x, x)
+
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    monkeypatch.setitem(SAMPLERS, "partly", partial(partial(mine, churn=0.1)))
+    monkeypatch.setitem(SAMPLERS, "careless", careless)
+    assert sampler_options("mine") == {"churn": 0.5, "mode": "a"}
+    assert sampler_options("partly") == {"mode": "a"}
+    assert {name: sampler_options(name) for name in ("euler", "ancestral", "ancestral_beta")} == {
+        "euler": {}, "ancestral": {"eta": 1.0}, "ancestral_beta": {}
+    }  # fmt: skip
+    with pytest.raises(PluginError, match="'careless' has an option without a default"):
+        sampler_options("careless")
+    with pytest.raises(ValueError, match="there is no sampler 'yours'; use euler, "):
+        sampler_options("yours")
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_an_eta_outside_of_0_to_1_is_refused(eta: float) -> None:
+    with pytest.raises(ValueError, match="eta must be between 0 and 1"):
+        next(ancestral(gaussian, draw(19), [2.0, 1.0], draw, eta=eta))
