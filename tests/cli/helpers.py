@@ -11,6 +11,7 @@ from typing import Any
 from pocketdiff.cli import run
 
 TINY = "--images 92 --batch 7 --widths 8 16 --blocks 1 --embedding 16 --steps 2 --checkpoint-every 16 --log-every 16"
+SMALL = "--images 300 --batch 20 --widths 8 16 --blocks 1 --embedding 16 --steps 2"
 DDPM = "--preset ddpm --n-feat 8 --timesteps 10 --batch 16 --checkpoint-every 16 --log-every 16"
 
 
@@ -44,6 +45,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     """The log of a run."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def scored(target: Path, file: Path, out: Path, *more: str) -> dict[str, Any]:
+    """The scores that ``evaluate --json`` writes."""
+    words = ["evaluate", str(target), "--data", str(file), "--json", str(out / "score.json"), "--overwrite", *more]
+    assert run(words) == 0
+    found: dict[str, Any] = json.loads((out / "score.json").read_text())
+    return found
 
 
 def spawn(words: list[str], **options: Any) -> subprocess.Popen[str]:

@@ -1,7 +1,7 @@
 """Flags from configs and from options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, strategies as st
@@ -47,7 +47,7 @@ class Options(Base):
     """A file."""
 
 
-def flags(*words: str, config: MethodConfig = PRESETS["quick"]) -> MethodConfig:
+def flags(*words: str, config: MethodConfig = PRESETS["quick"]) -> Any:
     return apply(config, parse(WORDS, words, Nothing, config, "config: the defaults are the test's")[1])
 
 

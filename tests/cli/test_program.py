@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_verb_can_be_added(capsys, tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch) -> Path:
+def plugin(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     """A file with a sampler, which imports a file beside it."""
     name = f"own_{tmp_path.name}"
     (tmp_path / f"{name}_helper.py").write_text("HALF = 0.5\n")

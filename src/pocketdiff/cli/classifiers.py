@@ -11,8 +11,8 @@ from pocketdiff.evaluation.classifiers import KINDS, save_classifier, train_and_
 WORDS = Words(
     "train-classifiers",
     "[flags]",
-    """Trains the two classifiers that the scores of a data set need: one gives features, the other reads labels. evaluate
-and compare do so themselves where they are missing; those of MNIST come with the package.""",
+    """Trains the two classifiers that the scores of a data set need: one gives features, the other reads labels.
+evaluate and compare do so themselves if there are none yet. Those of MNIST come with the package.""",
     """examples:
   pocketdiff train-classifiers --data photos --size 32     into the cache, where evaluate looks
   pocketdiff train-classifiers --out weights               those of MNIST, as in the package

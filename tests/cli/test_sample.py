@@ -1,0 +1,179 @@
+"""``pocketdiff sample`` and ``pocketdiff info``."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from PIL import Image, ImageSequence
+
+import pocketdiff
+from pocketdiff.cli import run
+from pocketdiff.cli.flags import UsageError
+from pocketdiff.cli.sample import parse_labels
+from pocketdiff.data import load_data
+from tests.cli.helpers import fails, train_words
+
+
+def test_sample_needs_only_the_model_file(finished: Path, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "moved.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run(["sample", "moved.safetensors", "--labels", "3,1,4,1,5", "--seed", "7"]) == 0
+    said = capsys.readouterr().out
+    assert said == "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 2.4 (w = 1.4), seeds 7 to 11\n"
+    with Image.open("samples.png") as picture:
+        assert picture.width / picture.height == pytest.approx(152 / 32)
+
+
+def test_existing_files_are_not_overwritten(finished: Path, tmp_path, capsys) -> None:
+    for name in ("a.png", "a.npz", "a.gif"):
+        path = tmp_path / name
+        words = ["sample", str(finished), "--labels", "0", "--out", str(path)]
+        assert run(words) == 0
+        before = path.read_bytes()
+        fails(capsys, [*words, "--seed", "9"], 2, f"{path}: exists already; take another --out, or add --overwrite")
+        assert path.read_bytes() == before
+        assert run([*words, "--overwrite", "--seed", "9"]) == 0
+        assert path.read_bytes() != before
+    (tmp_path / "folder").mkdir()
+    words = ["sample", str(finished), "--out", str(tmp_path / "folder"), "--overwrite"]
+    fails(capsys, words, 2, "is an existing folder; take another --out")
+    fails(capsys, ["sample", str(finished), "--out", str(tmp_path / "a.png" / "b.png")], 2, "a.png: is a file")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--seed -1", "--seed -1: "),
+        (f"--seed {2**63}", f"--seed {2**63}: "),
+        ("--labels ,", "--labels ,: there is no class ''; the classes are 0, 1, 2"),
+        ("--schedule.kind discrete_beta --schedule.timesteps 2 --steps 3", "has only 2"),
+        ("--rho 3 --schedule.kind flow", "--schedule.rho 3: needs --schedule.kind karras; here it is flow"),
+        ("--options eta=1", "the sampler dpmpp_2m has no option 'eta'"),
+        ("--interval 3", "--interval 3: "),
+        ("--guide nowhere", "nowhere: no such file"),
+        ("--out b.gif --per-label 26", "a GIF shows at most 256 images, not 260"),
+    ],
+)
+def test_a_request_that_cannot_be_met_writes_nothing(words: str, message: str, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["sample", str(finished), *words.split()], 2, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_and_files_hold_the_same_images(finished: Path, tmp_path) -> None:
+    words = ["sample", str(finished), "--labels", "2-4", "--per-label", "3", "--seed", "5", "--out"]
+    assert run([*words, str(tmp_path / "x.npz")]) == 0
+    assert run([*words, str(tmp_path / "folder")]) == 0
+    with np.load(tmp_path / "x.npz") as drawn:
+        assert drawn["images"].shape == (9, 28, 28)
+        assert drawn["images"].dtype == np.uint8
+        assert drawn["labels"].tolist() == [2, 3, 4] * 3
+        assert drawn["seeds"].tolist() == list(range(5, 14))
+        for image, label, seed in zip(drawn["images"], drawn["labels"], drawn["seeds"], strict=True):
+            with Image.open(tmp_path / "folder" / str(label) / f"{seed:06d}.png") as file:
+                assert np.array_equal(np.asarray(file), image)
+        again = pocketdiff.load(finished)(drawn["labels"].tolist(), drawn["seeds"].tolist())
+        assert np.array_equal(again[:, 0].numpy(), drawn["images"])
+    assert load_data(str(tmp_path / "folder")).info.classes == ("2", "3", "4")
+    assert len(load_data(str(tmp_path / "x.npz")).train) == 6
+
+
+def test_a_gif_shows_about_twenty_frames_and_ends_with_the_images(finished: Path, tmp_path) -> None:
+    words = ["sample", str(finished), "--labels", "0-2", "--out"]
+    for steps, frames in ((5, 6), (60, 26)):
+        assert run([*words, str(tmp_path / f"{steps}.gif"), "--steps", str(steps)]) == 0
+        with Image.open(tmp_path / f"{steps}.gif") as gif:
+            shown = [np.asarray(frame.convert("L"), dtype=int) for frame in ImageSequence.Iterator(gif)]
+        assert len(shown) == frames
+    assert run([*words, str(tmp_path / "a.png"), "--steps", "60"]) == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert abs(np.asarray(picture, dtype=int) - shown[-1]).max() <= 9, "a GIF has fewer greys"
+
+
+def test_guidance_settings_change_the_images_and_the_words(finished: Path, tmp_path, capsys) -> None:
+    drawn = {}
+    for name, words in {
+        "plain": "",
+        "everywhere": "--interval 0:1000",
+        "interval": "--interval 0.1:1",
+        "guide": f"--guide {finished}",
+        "off": "--scale 1",
+    }.items():
+        out = tmp_path / f"{name}.npz"
+        assert run(["sample", str(finished), "--labels", "3", "--steps", "6", "--out", str(out), *words.split()]) == 0
+        drawn[name] = np.load(out)["images"].astype(int)
+    said = capsys.readouterr().out
+    assert "scale 2.4 (w = 1.4), guidance from 0.1 to 1, seeds" in said
+    assert f"scale 2.4 (w = 1.4), guided by {finished}, seeds" in said
+    assert np.array_equal(drawn["everywhere"], drawn["plain"])
+    assert not np.array_equal(drawn["interval"], drawn["plain"])
+    assert abs(drawn["guide"] - drawn["off"]).max() <= 1, "a model that guides itself changes nothing"
+    assert not np.array_equal(drawn["off"], drawn["plain"])
+
+
+def test_colour_images_of_any_shape_train_and_sample(tmp_path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = rng.integers(0, 256, (20, 27, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    out = tmp_path / "run"
+    assert run(train_words(tmp_path / "photos", out)) == 0
+    assert run(["sample", str(out), "--labels", "dog,cat", "--out", str(tmp_path / "x.npz"), "--per-label", "2"]) == 0
+    with np.load(tmp_path / "x.npz") as drawn:
+        assert drawn["images"].shape == (4, 20, 27, 3)
+        assert drawn["labels"].tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("0-9", list(range(10))),
+        ("3,1,4,1,5", [3, 1, 4, 1, 5]),
+        ("7", [7]),
+        ("8-9, 0-1", [8, 9, 0, 1]),
+    ],
+)
+def test_labels_of_digits(text: str, labels: list[int]) -> None:
+    assert parse_labels(text, tuple("0123456789")) == labels
+
+
+def test_labels_by_name_with_dashes_and_by_index() -> None:
+    classes = ("ankle-boot", "bag", "t-shirt")
+    assert parse_labels("t-shirt,bag", classes) == [2, 1]
+    assert parse_labels("ankle-boot-t-shirt", classes) == [0, 1, 2]
+    assert parse_labels("0-1,t-shirt", classes) == [0, 1, 2]
+
+
+def test_a_number_that_names_a_class_is_never_an_index() -> None:
+    letters = ("1", "2", "3")  # EMNIST's labels begin at 1
+    assert parse_labels("1-3", letters) == [0, 1, 2]
+    with pytest.raises(UsageError, match="no class '0-2'"):
+        parse_labels("0-2", letters)
+
+
+@pytest.mark.parametrize("text", ["", ",", "10", "-1", "0-10", "5-3", "cat", "1.5", "²"])
+def test_labels_that_do_not_exist_are_named(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--labels .*: there is no class"):
+        parse_labels(text, tuple("0123456789"))
+
+
+@given(st.text(alphabet="0123456789-,ab ", max_size=12))
+def test_any_list_of_labels_gives_labels_or_a_sentence(text: str) -> None:
+    classes = ("a", "b", "a-b", "c")
+    try:
+        labels = parse_labels(text, classes)
+    except UsageError:
+        return
+    assert labels
+    assert all(0 <= label < len(classes) for label in labels)
+
+
+def test_info_shows_what_a_model_is(finished: Path, capsys) -> None:
+    assert run(["info", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "images      28 x 28, grey, 10 classes: 0, 1, 2" in out
+    assert "draws by    dpmpp_2m, 2 steps, scale 2.4 (w = 1.4), 4 network evaluations per image" in out
+    assert '"muon_lr": 0.015' in out
