@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from pocketdiff.registry import Registry
 
-NoiseInput = Callable[[Tensor], Tensor]
-
 
 class Scaling(NamedTuple):
     """The coefficients of ``x0_hat = skip * x + out * net(in_ * x)`` at given noise levels."""
@@ -28,21 +26,18 @@ class Scaling(NamedTuple):
 
 @runtime_checkable
 class Parameterization(Protocol):
-    """What the network predicts, as coefficients."""
+    """What the network predicts."""
 
     def __call__(self, sigma: Tensor, sigma_data: float, /) -> Scaling:
-        """The coefficients at noise levels ``sigma`` (b, 1, 1, 1), each of the same shape; ``out`` is never 0."""
+        """The coefficients, in the shape of ``sigma`` (b, 1, 1, 1); ``out`` is never 0."""
 
 
 @runtime_checkable
 class Weighting(Protocol):
-    """The weight of the loss at each noise level."""
+    """The weight of the squared error of the network's output, which is ``out ** -2`` times that of x0_hat."""
 
     def __call__(self, sigma: Tensor, scaling: Scaling, sigma_data: float, /) -> Tensor:
-        """Weights of the squared error in the network's output space, in the shape of ``sigma`` (b, 1, 1, 1).
-
-        A squared error of 1 in that space is one of ``scaling.out ** 2`` in x0_hat.
-        """
+        """The weights, in the shape of ``sigma`` (b, 1, 1, 1)."""
 
 
 def predict_eps(sigma: Tensor, sigma_data: float) -> Scaling:
@@ -83,26 +78,23 @@ def uniform(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:  # no
 
 
 def min_snr(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:
-    """Min-SNR with gamma = 5: the error of x0_hat, in units of the data, has the weight ``min(SNR, 5)``.
-
-    ``SNR = (sigma_data / sigma)^2``. Source: Hang et al. 2023 (with sigma_data = 1).
+    """Min-SNR: the error of ``x0_hat / sigma_data`` has the weight ``min(SNR, 5)``, with
+    ``SNR = (sigma_data / sigma)^2``. Source: Hang et al. 2023 (gamma = 5, sigma_data = 1).
     """
     return ((sigma_data / sigma).clamp(max=5**0.5) * scaling.out / sigma_data).square()
 
 
 def edm(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:
-    """EDM's weight of the error of x0_hat, ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``; 1 for `predict_v`.
-
-    Source: Karras et al. 2022, table 1 (loss weighting).
+    """EDM: the error of ``x0_hat`` has the weight ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``. For `predict_v`
+    the weight is 1. Source: Karras et al. 2022, table 1.
     """
     return (_hypot(sigma, sigma_data) / (sigma * sigma_data) * scaling.out).square()
 
 
 PARAMETERIZATIONS: Registry[Parameterization] = Registry(
-    "parameterization",
-    "pocketdiff.parameterizations",
+    "parameterization", "pocketdiff.parameterizations",
     {"eps": predict_eps, "x0": predict_x0, "v": predict_v, "flow": predict_flow},
-)
+)  # fmt: skip
 
 WEIGHTINGS: Registry[Weighting] = Registry(
     "loss weighting", "pocketdiff.weightings", {"uniform": uniform, "min_snr": min_snr, "edm": edm}
@@ -118,14 +110,12 @@ class Denoiser(nn.Module):
         sigma_data: Standard deviation of the data, in data units; 1 gives DDPM's own scaling.
         num_classes: Number of classes; the null label, for "no label", is ``num_classes``.
         noise_input: Maps noise levels (b,) to the network's noise input; usually a schedule's ``noise_input``.
-
-    Raises:
-        ValueError: If there is no such parameterization.
     """
 
     def __init__(
-        self, net: nn.Module, parameterization: str, sigma_data: float, num_classes: int, noise_input: NoiseInput
-    ) -> None:
+        self, net: nn.Module, parameterization: str, sigma_data: float, num_classes: int,
+        noise_input: Callable[[Tensor], Tensor],
+    ) -> None:  # fmt: skip
         super().__init__()
         self.net = net
         self.parameterization = parameterization
@@ -155,12 +145,8 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, " b"]:  # fmt: skip
         """Weighted mean squared error of each image, in the network's output space.
 
-        Args:
-            x0: Clean images, data units.
-            eps: Unit noise.
-            sigma: Noise levels, each > 0.
-            label: Class indices; ``null`` where the label is dropped.
-            weighting: The weight at each noise level.
+        ``x0`` is in data units, ``eps`` is unit noise, each ``sigma`` is above 0, and ``label`` is ``null`` where the
+        label is dropped.
         """
         level = sigma.view(-1, 1, 1, 1)
         x = x0 + level * eps

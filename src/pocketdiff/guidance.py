@@ -1,8 +1,4 @@
-"""Guidance: the difference between a stronger and a weaker prediction, scaled.
-
-The weaker prediction is the same denoiser without the label (classifier-free guidance) or a weaker model with the label
-(autoguidance).
-"""
+"""Guidance: extrapolates from a weaker prediction, without the label or of a weaker model."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,13 +15,9 @@ DenoiseFn = Callable[[Tensor, float], Tensor]
 
 
 def guide(
-    denoiser: "Denoiser",
-    label: Int[Tensor, " b"],
-    scale: float = 1.0,
-    *,
-    interval: tuple[float, float] | None = None,
-    weak: "Denoiser | None" = None,
-) -> DenoiseFn:
+    denoiser: "Denoiser", label: Int[Tensor, " b"], scale: float = 1.0, *,
+    interval: tuple[float, float] | None = None, weak: "Denoiser | None" = None,
+) -> DenoiseFn:  # fmt: skip
     """Binds labels and a guidance scale: ``x0_hat = weaker + scale * (stronger - weaker)``.
 
     Guidance of x0_hat equals guidance of the predicted noise, because x0_hat is linear in it. Sources: Ho and Salimans

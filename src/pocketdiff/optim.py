@@ -31,11 +31,8 @@ def make_optimizers(
     if (adam_only := getattr(net, "adam_only", None)) is None:
         raise PluginError(f"{type(net).__name__} has no adam_only; name its modules at input and output, or give ()")
     prefixes = tuple(f"{name}." for name in adam_only)
-    for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in named):
-            raise PluginError(
-                f"{type(net).__name__}: adam_only names {prefix[:-1]!r}, which has no parameters; remove it"
-            )
+    if unknown := [prefix[:-1] for prefix in prefixes if not any(name.startswith(prefix) for name in named)]:
+        raise PluginError(f"{type(net).__name__}: adam_only names {unknown[0]!r}, which has no parameters; remove it")
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in named.items():

@@ -21,34 +21,20 @@ _MASK = 2**64 - 1
 class Stream(IntEnum):
     """The purpose of a draw. Streams are independent of each other. The numbers never change."""
 
-    INIT = 0
-    """A network's initial weights: the seed of torch's own generator."""
-    SPLIT = 1
-    """The images held out from a data set without a test split, by class."""
-    ORDER = 2
-    """The order of the training images, by epoch."""
-    NOISE = 3
-    """The noise on a training image, by the image's index in the run."""
-    LEVEL = 4
-    """The noise level of a training image, by the image's index in the run."""
-    DROP = 5
-    """Whether a training image loses its label, by the image's index in the run."""
-    START = 6
-    """The noise that sampling starts from, by the image's seed."""
-    BOOTSTRAP = 7
-    """The images in a bootstrap resample."""
-    JITTER = 8
-    """The rotation, scale and shift of a classifier's training images, by optimizer step."""
-    SAMPLE = 9
-    """The choice of images to score from a larger set, by purpose."""
-    CONTROL = 10
-    """The noise and the shuffled labels of an evaluation's controls."""
-    LATENT = 11
-    """The latent noise of a GAN's training image, by the image's index in the run."""
-    AUGMENT = 12
-    """The augmentation of a training image, by the image's index in the run."""
-    STEP = 1 << 32
-    """The noise that sampling adds in step k: stream STEP + k, by the image's seed."""
+    INIT = 0  # a network's initial weights: the seed of torch's own generator
+    SPLIT = 1  # the images held out from a data set without a test split, by class
+    ORDER = 2  # the order of the training images, by epoch
+    NOISE = 3  # the noise on a training image, by the image's index in the run
+    LEVEL = 4  # the noise level of a training image, by the image's index in the run
+    DROP = 5  # whether a training image loses its label, by the image's index in the run
+    START = 6  # the noise that sampling starts from, by the image's seed
+    BOOTSTRAP = 7  # the images in a bootstrap resample
+    JITTER = 8  # the rotation, scale and shift of a classifier's training images, by optimizer step
+    SAMPLE = 9  # the choice of images to score from a larger set, by purpose
+    CONTROL = 10  # the noise and the shuffled labels of an evaluation's controls
+    LATENT = 11  # the latent noise of a GAN's training image, by the image's index in the run
+    AUGMENT = 12  # the augmentation of a training image, by the image's index in the run
+    STEP = 1 << 32  # the noise that sampling adds in step k: stream STEP + k, by the image's seed
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

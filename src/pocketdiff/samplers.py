@@ -3,7 +3,7 @@
 All samplers are generators with one signature, ``sampler(denoise, x, sigmas, noise)``, and one contract:
 
 * ``denoise(x, sigma) -> x0_hat`` predicts the clean image. It is never called at sigma = 0.
-* ``x`` (b, c, h, w) is the start, distributed as N(x0, sigmas[0]^2), in data units.
+* ``x`` is the start, distributed as N(x0, sigmas[0]^2), in data units.
 * ``sigmas`` holds N + 1 strictly decreasing levels; the last may be 0. Anything else is a ValueError.
 * ``noise(index) -> unit noise`` of the batch's shape, for the step of this index; few samplers call it.
 * They yield a `Step` after each of the N steps; the ``x`` of the last one is the sample. Stop or record as needed.
@@ -30,8 +30,8 @@ from pocketdiff.registry import Registry
 if TYPE_CHECKING:
     from pocketdiff.guidance import DenoiseFn
 
+Batch = Float[Tensor, "b c h w"]
 NoiseFn = Callable[[int], Tensor]
-"""Index of a step -> unit noise, shaped like the batch."""
 
 
 class Step(NamedTuple):
@@ -47,26 +47,18 @@ class Sampler(Protocol):
     """A sampler; the module's docstring has the contract."""
 
     def __call__(
-        self, denoise: "DenoiseFn", x: Tensor, sigmas: list[float], noise: NoiseFn, /, *args: Any, **options: Any
+        self, denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn, /, *args: Any, **options: Any
     ) -> Iterator[Step]:
         """Yields the state after each step."""
 
 
 def no_noise(index: int) -> Tensor:
-    """The default of ``noise``, for samplers that need none.
-
-    Raises:
-        ValueError: Always.
-    """
+    """The default of ``noise``, for samplers that draw none: raises ValueError."""
     raise ValueError("this sampler draws noise: give it noise=, a function from a step's index to unit noise")
 
 
 def _pairs(sigmas: list[float]) -> list[tuple[float, float]]:
-    """Each step's level and the next.
-
-    Raises:
-        ValueError: If there are fewer than two levels, or they do not strictly decrease, or one is below 0.
-    """
+    """The level and the next level of each step; raises ValueError if the grid breaks the contract."""
     pairs = list(pairwise(sigmas))
     if not pairs or not all(sigma > sigma_next >= 0 for sigma, sigma_next in pairs):
         raise ValueError(f"sigmas must be two or more strictly decreasing levels that end at or above 0, not {sigmas}")
@@ -74,9 +66,7 @@ def _pairs(sigmas: list[float]) -> list[tuple[float, float]]:
 
 
 @torch.no_grad()
-def euler(
-    denoise: "DenoiseFn", x: Float[Tensor, "b c h w"], sigmas: list[float], noise: NoiseFn = no_noise
-) -> Iterator[Step]:
+def euler(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """First-order sampler, equal to DDIM with eta = 0: each step is one lerp.
 
     The error is O(h) in the step size. Source: Song et al. 2020 (DDIM), equation 12.
@@ -89,9 +79,8 @@ def euler(
 
 @torch.no_grad()
 def ancestral(
-    denoise: "DenoiseFn", x: Float[Tensor, "b c h w"], sigmas: list[float], noise: NoiseFn = no_noise, *,
-    eta: float = 1.0,
-) -> Iterator[Step]:  # fmt: skip
+    denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise, *, eta: float = 1.0
+) -> Iterator[Step]:
     """DDPM's sampler with the posterior's variance: a step to the posterior's mean, then fresh noise from ``noise``.
 
     ``eta`` from 0 to 1 is DDIM's: 1 is DDPM's posterior, 0 is `euler`, without noise.
@@ -110,9 +99,7 @@ def ancestral(
 
 
 @torch.no_grad()
-def ancestral_beta(
-    denoise: "DenoiseFn", x: Float[Tensor, "b c h w"], sigmas: list[float], noise: NoiseFn = no_noise
-) -> Iterator[Step]:
+def ancestral_beta(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """DDPM's sampler with the variance beta_t, algorithm 2; draws from ``noise`` in every step but the last.
 
     Source: Ho et al. 2020, algorithm 2 and section 3.2.
@@ -129,9 +116,7 @@ def ancestral_beta(
 
 
 @torch.no_grad()
-def heun(
-    denoise: "DenoiseFn", x: Float[Tensor, "b c h w"], sigmas: list[float], noise: NoiseFn = no_noise
-) -> Iterator[Step]:
+def heun(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """Second-order sampler with two denoiser calls a step, except one in a step to 0.
 
     The error is O(h^2) in the step size. Source: Karras et al. 2022, algorithm 1.
@@ -148,9 +133,7 @@ def heun(
 
 
 @torch.no_grad()
-def dpmpp_2m(
-    denoise: "DenoiseFn", x: Float[Tensor, "b c h w"], sigmas: list[float], noise: NoiseFn = no_noise
-) -> Iterator[Step]:
+def dpmpp_2m(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """Second-order multistep sampler: one denoiser call a step, extrapolated from the previous step's prediction.
 
     A step to 0 is of first order. The error is O(h^2) in the step size.
@@ -170,9 +153,7 @@ def dpmpp_2m(
 
 
 @torch.no_grad()
-def consistency(
-    denoise: "DenoiseFn", x: Float[Tensor, "b c h w"], sigmas: list[float], noise: NoiseFn = no_noise
-) -> Iterator[Step]:
+def consistency(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """Multistep sampler of consistency models: the predicted clean image, plus noise from ``noise`` of the next level.
 
     Source: Song et al. 2023, algorithm 1 (with epsilon = 0).
@@ -188,14 +169,10 @@ SAMPLERS: Registry[Sampler] = Registry(
     "sampler",
     "pocketdiff.samplers",
     {
-        "euler": euler,
-        "ancestral": ancestral,
-        "ancestral_beta": ancestral_beta,
-        "heun": heun,
-        "dpmpp_2m": dpmpp_2m,
+        "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ancestral": ancestral, "ancestral_beta": ancestral_beta,
         "consistency": consistency,
     },
-)
+)  # fmt: skip
 
 
 def sampler_options(name: str) -> dict[str, float | str]:
@@ -206,10 +183,9 @@ def sampler_options(name: str) -> dict[str, float | str]:
         PluginError: If an option has no default.
     """
     sampler: Any = SAMPLERS.find(name)
-    options = {p.name: p.default for p in inspect.signature(sampler).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    while isinstance(sampler, partial):
-        options = {option: default for option, default in options.items() if option not in sampler.keywords}
-        sampler = sampler.func
+    bound = sampler.keywords if isinstance(sampler, partial) else {}
+    parameters = inspect.signature(sampler).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in bound}
     if inspect.Parameter.empty in options.values():
         raise PluginError(f"the sampler {name!r} has an option without a default; give each keyword-only argument one")
     return options

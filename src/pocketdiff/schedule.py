@@ -28,7 +28,7 @@ _HIGHEST = 1e30
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A schedule: a `Frozen` config class with these members. `Range` implements all but ``kind`` and ``__call__``."""
+    """A schedule: a `Frozen` config class. `Range` implements all members but ``kind`` and ``__call__``."""
 
     @property
     def kind(self) -> str:
@@ -50,7 +50,7 @@ class Schedule(Protocol):
         """The network's input for noise levels; about unit scale."""
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Maps coordinates in [0, 1] to noise levels, in the dtype of ``u``."""
+        """Maps coordinates in [0, 1] to noise levels, in the dtype of ``u``; increasing."""
 
 
 class _Levels(Frozen):
@@ -217,7 +217,7 @@ class DiscreteBeta(_Levels):
         return (1 + below + fraction * (above - below)) / self.timesteps
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Maps coordinates in [0, 1] to noise levels of the chain."""
+        """Maps coordinates in [0, 1] to noise levels."""
         t = (u.double() * self.timesteps).long().clamp(0, self.timesteps - 1)
         return self.sigmas.to(u.device)[t].to(u.dtype)
 
@@ -242,15 +242,10 @@ SCHEDULES: Registry[type[Schedule]] = Registry(
 
 
 def grid(schedule: Schedule, steps: int) -> list[float]:
-    """The noise levels of a sampler's steps.
+    """The ``steps + 1`` noise levels of a sampler's steps, strictly decreasing.
 
-    Args:
-        schedule: Maps u in [0, 1] to sigma.
-        steps: Number of steps, at least 1.
-
-    Returns:
-        ``steps + 1`` strictly decreasing levels: from ``sigma_max`` (u = 1) to ``sigma_min`` (u = 0), then
-        ``sigma_end``. A single step goes from ``sigma_max`` to ``sigma_end``.
+    They run from ``sigma_max`` (u = 1) to ``sigma_min`` (u = 0), then to ``sigma_end``; a single step goes from
+    ``sigma_max`` to ``sigma_end``.
 
     Raises:
         ValueError: If ``steps`` is less than 1, or so large that levels would be equal.

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from pocketdiff.data.arrays import read_loose_npz, read_npz
 from pocketdiff.data.augment import AUGMENTATIONS, Augmentation
-from pocketdiff.data.folder import is_image_folder, read_image_folder, read_loose_images
+from pocketdiff.data.folder import RESIZE, is_image_folder, read_image_folder, read_loose_images
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
-from pocketdiff.data.source import Reader, Size, Source, Split, check_images, check_labels, check_lengths, resize
+from pocketdiff.data.source import Reader, Size, Source, Split, check_images, check_labels, resize
 from pocketdiff.errors import DataError
 from pocketdiff.frozen import Frozen
 from pocketdiff.registry import Registry
@@ -37,9 +37,9 @@ __all__ = [
 MIN_SIDE, MAX_SIDE = 16, 64
 """The supported image sizes, in pixels."""
 
-DATASETS: Registry[Reader] = Registry("data set", "pocketdiff.data", {"mnist": read_mnist})
-
 Array = np.ndarray | Tensor | Sequence[Any]
+
+DATASETS: Registry[Reader] = Registry("data set", "pocketdiff.data", {"mnist": read_mnist})
 
 
 def plain_names(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,15 +123,9 @@ class Dataset:
 
     @staticmethod
     def from_arrays(
-        images: Array,
-        labels: Array,
-        test_images: Array | None = None,
-        test_labels: Array | None = None,
-        *,
-        classes: Sequence[str] | None = None,
-        size: Size | None = None,
-        seed: int = 0,
-    ) -> "Dataset":
+        images: Array, labels: Array, test_images: Array | None = None, test_labels: Array | None = None, *,
+        classes: Sequence[str] | None = None, size: Size | None = None, seed: int = 0,
+    ) -> "Dataset":  # fmt: skip
         """A data set from numpy arrays or tensors, with the same checks as files. The data are copied.
 
         Args:
@@ -146,9 +140,8 @@ class Dataset:
         Raises:
             DataError: If anything is wrong: one sentence that names the argument.
         """
-        given = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels}
-        arrays = {name: _numpy(array, name) for name, array in given.items() if array is not None}
-        return _dataset(Source.of(arrays, "arrays", classes), "arrays", size, seed)
+        test = None if test_images is None and test_labels is None else Split(test_images, test_labels)
+        return _dataset(Source(Split(images, labels), test, classes), "arrays", size, seed)
 
 
 def to_data_units(pixels: UInt8[Tensor, "*shape"], black: float = -1.0) -> Float[Tensor, "*shape"]:
@@ -167,8 +160,7 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
     Args:
         source: A key of ``DATASETS`` or a path: a folder of IDX files in MNIST's layout; a folder with one sub-folder
             of PNG or JPEG images for each class, or with ``train`` and ``test`` folders of this kind; or an ``.npz``
-            file with the arrays of `Dataset.from_arrays`: ``images``, ``labels``, and optionally ``test_images`` and
-            ``test_labels``.
+            file with the arrays of `Dataset.from_arrays`.
         size: (height, width) for all images: they are scaled until they cover it, then cropped at the center. None: the
             images must already have one size.
         seed: Decides which images are held out if the source has no test split: a tenth of each class, at least one.
@@ -189,10 +181,7 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
     Args:
         source: An ``.npz`` file with ``images`` and optionally ``labels``, class indices; or a folder of PNG or JPEG
             images, optionally in sub-folders with the names of classes.
-        info: The data they are compared with, which decides between grey and RGB.
-
-    Returns:
-        The images, and their class indices if known.
+        info: The data they are compared with, which decides between grey and RGB, and the class indices.
 
     Raises:
         DataError: If they cannot be read: one sentence with the file, the fault and the remedy.
@@ -232,70 +221,53 @@ def _read(source: str, size: Size | None) -> Source:
     )
 
 
-def _numpy(array: Array, name: str) -> np.ndarray:
-    try:
-        return array.numpy(force=True) if isinstance(array, Tensor) else np.asarray(array)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"arrays: {name} is not an array ({error}); give a numpy array or a tensor") from error
-
-
 def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
     """Checks what was read and builds the data set; ``source`` begins each message."""
-    train = _checked(raw.train, "", source, size)
-    labels = sorted(set(train.labels.tolist())) if raw.classes is None else list(range(len(raw.classes)))
+    images, values = _checked(raw.train, f"{source}: ", size)
+    labels = sorted(set(values.tolist())) if raw.classes is None else list(range(len(raw.classes)))
     classes = tuple(str(name) for name in (labels if raw.classes is None else raw.classes))
     try:
         plain_names(classes)
     except ValueError as error:
         raise DataError(f"{source}: {error}; use different names of letters and digits") from error
-    train_split = _images(train, labels, f"{source}: label {{}} is not one of the {len(labels)} classes; add a name")
-    if (counts := train_split.labels.bincount(minlength=len(classes))).min() < 2:
-        raise DataError(
-            f"{source}: class {classes[int(counts.argmin())]!r} has fewer than two training images; add some or remove "
-            "the class"
-        )
+    train = _images(images, values, labels, source, f"is not one of the {len(labels)} classes; give it a name")
+    if (counts := train.labels.bincount(minlength=len(classes))).min() < 2:
+        few = classes[int(counts.argmin())]
+        raise DataError(f"{source}: class {few!r} has fewer than two training images; add some or remove the class")
     if raw.test is None:
-        train_split, test_split = _split(train_split, seed)
+        train, test = _split(train, seed)
     else:
-        test = _checked(raw.test, "test_", source, size)
-        if test.images.shape[1:] != train.images.shape[1:]:
-            raise DataError(f"{source}: the test images' shape differs from the training images'; make them equal")
-        fault = f"{source}: label {{}} is in the test split but not in the training split; remove it"
-        test_split = _images(test, labels, fault)
-    channels, height, width = train_split.pixels.shape[1:]
+        fault = "is in the test split but not in the training split; remove it"
+        test = _images(*_checked(raw.test, f"{source}: test_", size), labels, source, fault)
+    channels, height, width = train.pixels.shape[1:]
+    if test.pixels.shape[1:] != train.pixels.shape[1:]:
+        raise DataError(f"{source}: the test images' shape differs from the training images'; make them equal")
+    ink = channels == 1 and float(train.pixels.float().mean()) < 127.5
     info = DataInfo(
-        channels=channels,
-        height=height,
-        width=width,
-        classes=classes,
-        ink=channels == 1 and float(train_split.pixels.float().mean()) < 127.5,
-        train_images=len(train_split),
-        test_images=len(test_split),
-        sha256=_sha256(train_split, test_split),
-    )
-    return Dataset(train_split, test_split, info, source)
+        channels=channels, height=height, width=width, classes=classes, ink=ink, train_images=len(train),
+        test_images=len(test), sha256=_sha256(train, test),
+    )  # fmt: skip
+    return Dataset(train, test, info, source)
 
 
-def _checked(split: Split, prefix: str, source: str, size: Size | None) -> Split:
-    images = check_images(split.images, f"{source}: {prefix}images")
-    labels = check_labels(split.labels, f"{source}: {prefix}labels")
-    check_lengths(images, labels, source)
+def _checked(split: Split, start: str, size: Size | None) -> tuple[np.ndarray, np.ndarray]:
+    images = check_images(split.images, f"{start}images")
+    labels = check_labels(split.labels, f"{start}labels", len(images))
     images = resize(images, size)
     height, width = images.shape[1:3]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise DataError(
-            f"{source}: the images are {height} x {width} pixels, and sides of {MIN_SIDE} to {MAX_SIDE} are supported; "
-            "resize them with --size 32 or size=(32, 32)"
+            f"{start}images are {height} x {width} pixels, but must have sides of {MIN_SIDE} to {MAX_SIDE}; {RESIZE}"
         )
-    return Split(images, labels)
+    return images, labels
 
 
-def _images(split: Split, labels: list[int], fault: str) -> Images:
-    """A split with class indices; ``fault`` is the error for a label that is not one of ``labels``."""
+def _images(images: np.ndarray, values: np.ndarray, labels: list[int], source: str, fault: str) -> Images:
+    """A split with class indices; ``fault`` says what is wrong with a value that is not one of ``labels``."""
     index = {label: number for number, label in enumerate(labels)}
-    if unknown := set(split.labels.tolist()) - index.keys():
-        raise DataError(fault.format(min(unknown)))
-    return Images(_pixels(split.images), torch.tensor([index[label] for label in split.labels.tolist()]))
+    if unknown := set(values.tolist()) - index.keys():
+        raise DataError(f"{source}: label {min(unknown)} {fault}")
+    return Images(_pixels(images), torch.tensor([index[value] for value in values.tolist()]))
 
 
 def _pixels(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[Tensor, "n c h w"]:
@@ -304,15 +276,12 @@ def _pixels(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[Tensor, "n c h w"]:
 
 def _split(images: Images, seed: int) -> tuple[Images, Images]:
     """A stratified split: holds out a tenth of each class, at least one image."""
-    held_out = torch.zeros(len(images), dtype=torch.bool)
+    held = torch.zeros(len(images), dtype=torch.bool)
     for label in set(images.labels.tolist()):
         of_class = (images.labels == label).nonzero()[:, 0]
         order = permutation(seed, Stream.SPLIT, label, len(of_class))
-        held_out[of_class[order[: max(1, len(of_class) // 10)]]] = True
-    return (
-        Images(images.pixels[~held_out], images.labels[~held_out]),
-        Images(images.pixels[held_out], images.labels[held_out]),
-    )
+        held[of_class[order[: max(1, len(of_class) // 10)]]] = True
+    return Images(images.pixels[~held], images.labels[~held]), Images(images.pixels[held], images.labels[held])
 
 
 def _sha256(*splits: Images) -> str:

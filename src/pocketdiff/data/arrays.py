@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pocketdiff.data.idx import MAX_BYTES
-from pocketdiff.data.source import Source, check_images, check_labels, check_lengths
+from pocketdiff.data.source import Source, Split, check_images, check_labels
 from pocketdiff.errors import DataError
 
 
@@ -19,9 +19,11 @@ def read_npz(path: Path) -> Source:
     Never unpickles, and never reads more than an array's header promises, or more than `MAX_BYTES`.
 
     Raises:
-        DataError: If the file is damaged, or an array is missing or too large.
+        DataError: If the file is damaged, or an array is too large.
     """
-    return Source.of(_arrays(path, "images", "labels", "test_images", "test_labels"), path)
+    found = _arrays(path, "images", "labels", "test_images", "test_labels")
+    train, test = (Split(found.get(f"{part}images"), found.get(f"{part}labels")) for part in ("", "test_"))
+    return Source(train, test if {"test_images", "test_labels"} & found.keys() else None)
 
 
 def read_loose_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -30,14 +32,9 @@ def read_loose_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
         DataError: As `read_npz`, or if an array has the wrong type or shape.
     """
-    arrays = _arrays(path, "images", "labels")
-    if "images" not in arrays:
-        raise DataError(f"{path}: has no array 'images'; save one with this name")
-    images = check_images(arrays["images"], f"{path}: images")
-    if "labels" not in arrays:
-        return images, None
-    labels = check_labels(arrays["labels"], f"{path}: labels")
-    check_lengths(images, labels, path)
+    found = _arrays(path, "images", "labels")
+    images = check_images(found.get("images"), f"{path}: images")
+    labels = check_labels(found["labels"], f"{path}: labels", len(images)) if "labels" in found else None
     return images, labels
 
 
@@ -53,10 +50,7 @@ def _arrays(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 def _array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
     info = archive.getinfo(f"{key}.npy")
-    if info.compress_type not in (
-        zipfile.ZIP_STORED,
-        zipfile.ZIP_DEFLATED,
-    ):  # The others cannot be unpacked in bounded pieces.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # The others cannot unpack in pieces.
         raise DataError(f"{path}: {key} has a compression that numpy does not use; write it again with numpy.savez")
     with archive.open(info) as file:
         if np.lib.format.read_magic(file) != (1, 0):  # Later versions allow headers of 4 GiB.

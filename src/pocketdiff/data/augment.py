@@ -1,7 +1,4 @@
-"""Augmentation of training images.
-
-To add one, write its function and add it to ``AUGMENTATIONS``.
-"""
+"""Augmentation of training images. To add one, write its function and add it to ``AUGMENTATIONS``."""
 
 from typing import Protocol, runtime_checkable
 
@@ -15,13 +12,13 @@ from pocketdiff.rng import Stream, uniform
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """A random change of training images, keyed by each image's index in the run."""
+    """A random change of uint8 images (b, c, h, w); each depends only on its pixels, the seed and its index in the run.
+
+    So draw from ``rng`` with ``Stream.AUGMENT`` and ``indices``.
+    """
 
     def __call__(self, pixels: Tensor, seed: int, indices: range, /) -> Tensor:
-        """New images of the same shape (b, c, h, w) and dtype uint8; each depends only on its pixels, seed and index.
-
-        Draw from ``rng`` with ``Stream.AUGMENT`` and ``indices``, so that neither the batch size nor a stop matters.
-        """
+        """The changed images, of the same shape."""
 
 
 def none(pixels: UInt8[Tensor, "b c h w"], seed: int, indices: range) -> UInt8[Tensor, "b c h w"]:  # noqa: ARG001

@@ -14,7 +14,7 @@ MAX_PIXELS = 2**24
 """Limit of the pixels of one image file."""
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _LITTER = {"Thumbs.db", "desktop.ini"}
-_RESIZE = "resize them with --size 32 or size=(32, 32)"
+RESIZE = "resize them with --size 32 or size=(32, 32)"
 
 
 def is_image_folder(path: Path) -> bool:
@@ -26,11 +26,8 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
     """Reads PNG and JPEG images, one sub-folder for each class, classes in the order of their names.
 
     A folder with only ``train`` and ``test`` is read as these two splits. The EXIF orientation is applied, transparent
-    pixels become white, and the data set is grey if no image has color. Hidden files are ignored.
-
-    Args:
-        path: The folder.
-        size: (height, width) for all images; None: they must already have one size.
+    pixels become white, and the data set is grey if no image has color. Hidden files are ignored. Without a ``size``
+    (height, width), all images must already have one size.
 
     Raises:
         DataError: If a file is not an image or too large, a link points outside the folder, sizes differ, or a class is
@@ -41,7 +38,7 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
         names = [folder.name for folder in _children(path / "train", path)]
         train, test = (_read_split(path / split, path, names, size) for split in ("train", "test"))
         if train.images.shape[1:3] != test.images.shape[1:3]:
-            raise DataError(f"{path}: train and test images differ in size; {_RESIZE}")
+            raise DataError(f"{path}: train and test images differ in size; {RESIZE}")
         grey = _is_grey(train.images) and _is_grey(test.images)
     else:
         names = [child.name for child in children]
@@ -54,11 +51,7 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
 
 
 def read_loose_images(path: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads a folder of PNG and JPEG images, as RGB, with class indices if it has a sub-folder for each class.
-
-    Args:
-        path: The folder: of images, or of sub-folders for some or all classes.
-        classes: The classes' names, in the order of their indices.
+    """Reads a folder of PNG and JPEG images as RGB; with class indices if it has sub-folders for some of ``classes``.
 
     Raises:
         DataError: As `read_image_folder`, or if a sub-folder is not named after a class.
@@ -102,11 +95,11 @@ def _read_files(files: list[Path], root: Path, size: Size | None) -> np.ndarray:
         if images and image.shape != images[0].shape:
             raise DataError(
                 f"{file}: is {image.shape[0]} x {image.shape[1]} pixels and {files[0]} {images[0].shape[0]} x "
-                f"{images[0].shape[1]}; {_RESIZE}"
+                f"{images[0].shape[1]}; {RESIZE}"
             )
         total += image.nbytes
         if total > MAX_BYTES:
-            raise DataError(f"{root}: the images need more than {MAX_BYTES:,} bytes of memory; {_RESIZE}")
+            raise DataError(f"{root}: the images need more than {MAX_BYTES:,} bytes of memory; {RESIZE}")
         images.append(image)
     return np.stack(images)
 

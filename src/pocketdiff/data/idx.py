@@ -24,11 +24,8 @@ MAX_BYTES = 2**31
 def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
     """Reads an IDX file of unsigned bytes, plain or gzip-compressed; its first bytes decide, not its name.
 
-    Never reads more than the header promises, or more than `MAX_BYTES`.
-
-    Args:
-        path: The file.
-        dims: The expected number of dimensions: 3 for images (n, h, w), 1 for labels (n,).
+    Never reads more than the header promises, or more than `MAX_BYTES`. ``dims`` is the expected number of dimensions:
+    3 for images (n, h, w), 1 for labels (n,).
 
     Raises:
         DataError: If the file is missing, empty, truncated, too long, damaged, or has another type or shape.

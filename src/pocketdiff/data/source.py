@@ -1,11 +1,12 @@
 """What readers of data sets return, and the checks that files and arrays share."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from pocketdiff.errors import DataError
 
@@ -14,10 +15,10 @@ Size = tuple[int, int]
 
 
 class Split(NamedTuple):
-    """Images and labels as they were read; `check_images` and `check_labels` say what they must be."""
+    """Images and labels as they were read: numpy arrays or tensors, checked by `check_images` and `check_labels`."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Any
+    labels: Any
 
 
 class Source(NamedTuple):
@@ -28,35 +29,22 @@ class Source(NamedTuple):
     classes: Sequence[str] | None = None
     """The names of the labels 0, 1, 2, ...; None: each label that occurs is a class, and its number is the name."""
 
-    @staticmethod
-    def of(arrays: Mapping[str, np.ndarray], where: object, classes: Sequence[str] | None = None) -> "Source":
-        """The arrays ``images`` and ``labels``, and ``test_images`` and ``test_labels`` if given, as a source.
-
-        Raises:
-            DataError: If an array is missing; ``where`` names the source.
-        """
-        has_test = "test_images" in arrays or "test_labels" in arrays
-        for key in ("images", "labels", *(("test_images", "test_labels") if has_test else ())):
-            if key not in arrays:
-                raise DataError(f"{where}: has no array {key!r}; give both images and labels")
-        test = Split(arrays["test_images"], arrays["test_labels"]) if has_test else None
-        return Source(Split(arrays["images"], arrays["labels"]), test, classes)
-
 
 @runtime_checkable
 class Reader(Protocol):
-    """Reads a data set by name: an entry of ``DATASETS``."""
+    """An entry of ``DATASETS``."""
 
     def __call__(self) -> Source:
-        """The data set; whatever is wrong with its files is a DataError."""
+        """Reads the data set; faults of its files are DataErrors."""
 
 
-def check_images(array: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
+def check_images(values: Any, what: str) -> UInt8[np.ndarray, "n h w c"]:
     """Images as (n, h, w, c).
 
     Raises:
-        DataError: If they are not uint8, or not grey or RGB images; ``what`` names them.
+        DataError: If they are not uint8, or not grey or RGB images; the message begins with ``what``.
     """
+    array = _array(values, what)
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim == 4 and images.shape[3] not in (1, 3):
         images = np.moveaxis(images, 1, 3)
@@ -68,21 +56,27 @@ def check_images(array: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
     return images
 
 
-def check_labels(array: np.ndarray, what: str) -> Int[np.ndarray, " n"]:
-    """Labels as int64.
+def check_labels(values: Any, what: str, n: int) -> Int[np.ndarray, " {n}"]:
+    """Labels of ``n`` images as int64.
 
     Raises:
-        DataError: If they are not integers in one dimension; ``what`` names them.
+        DataError: If they are not ``n`` integers in one dimension; the message begins with ``what``.
     """
+    array = _array(values, what)
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise DataError(f"{what} is {array.dtype} of shape {array.shape}; it must be integers, (n,)")
+    if len(array) != n:
+        raise DataError(f"{what} has {len(array):,} entries for {n:,} images; give one for each image")
     return array.astype(np.int64)
 
 
-def check_lengths(images: np.ndarray, labels: np.ndarray, where: object) -> None:
-    """Raises DataError if the numbers of images and labels differ; ``where`` names the source."""
-    if len(images) != len(labels):
-        raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels; give one label for each image")
+def _array(values: Any, what: str) -> np.ndarray:
+    if values is None:
+        raise DataError(f"{what} is missing; add it")
+    try:
+        return values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what} is not an array ({error}); give a numpy array or a tensor") from error
 
 
 def fit(image: Image.Image, size: Size) -> Image.Image:

@@ -18,17 +18,14 @@ Shape = tuple[int, int, int]
 
 @runtime_checkable
 class Network(Protocol):
-    """What a denoiser's network, an `nn.Module`, must provide."""
+    """A denoiser's network, an `nn.Module`. Labels are 0 to num_classes; num_classes is the null label."""
 
     @property
     def adam_only(self) -> tuple[str, ...]:
         """Names of the modules or parameters that Muon does not train, usually those at input and output."""
 
     def __call__(self, x: Tensor, noise: Tensor, label: Tensor, /) -> Tensor:
-        """Maps scaled images (b, c, h, w), noise inputs (b,) and labels (b,) to a target of the images' shape.
-
-        Labels are 0 to num_classes, where num_classes is the null label.
-        """
+        """Maps scaled images (b, c, h, w), noise inputs (b,) and labels (b,) to a target of the images' shape."""
 
 
 @runtime_checkable
@@ -44,12 +41,8 @@ class NetConfig(Protocol):
 
 
 @runtime_checkable
-class GanNet(Protocol):
-    """The config of a GAN's networks: a `Frozen` class; its fields become flags."""
-
-    @property
-    def kind(self) -> str:
-        """Its key in ``GANS``."""
+class GanNet(NetConfig, Protocol):
+    """The config of a GAN's networks; its ``kind`` is a key of ``GANS``."""
 
     @property
     def conditional(self) -> bool:
@@ -60,7 +53,7 @@ class GanNet(Protocol):
         """Size of the generator's noise vector."""
 
     def build(self, shape: Shape, num_classes: int) -> Gan:
-        """New networks for images of this shape; torch's generator decides their weights."""
+        """New networks for images of this shape."""
 
 
 NETS: Registry[type[NetConfig]] = Registry(

@@ -34,7 +34,7 @@ class ContextUnetConfig(Frozen):
 class ContextUnet(nn.Module):
     """Maps a noisy image, its time t / T and its label to the noise in it.
 
-    Images of any size: they are padded to multiples of 28, and the output is cropped.
+    Images have any size: they are padded to multiples of 28, and the output is cropped.
 
     Args:
         in_channels: Channels of the image.

@@ -4,8 +4,9 @@
 conditioned on labels. ``LOSSES`` holds their losses.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,15 +54,7 @@ def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLos
     return GanLosses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
 
 
-@runtime_checkable
-class GanLoss(Protocol):
-    """What the two networks of a GAN minimize."""
-
-    def __call__(self, real: Tensor, fake: Tensor, /) -> GanLosses:
-        """Both losses, from the discriminator's logits (b,) of real and of generated images of the same labels."""
-
-
-LOSSES: Registry[GanLoss] = Registry(
+LOSSES: Registry[Callable[[Tensor, Tensor], GanLosses]] = Registry(
     "GAN loss", "pocketdiff.gan_losses", {"nonsaturating": nonsaturating, "relativistic": relativistic}
 )
 

@@ -49,7 +49,7 @@ class UNetConfig(Frozen):
 class UNet(nn.Module):
     """Maps a noisy image, its noise input and its label to a target of the image's shape.
 
-    Images of any size: they are padded to a multiple of ``2 ** len(widths)``, and the output is cropped.
+    Images have any size: they are padded to a multiple of ``2 ** len(widths)``, and the output is cropped.
 
     Args:
         channels: Channels of the image.
