@@ -100,13 +100,7 @@ class OneOf:
                 raise ValueError(f"must be a {cls.__name__}")
             return value
 
-        return core_schema.no_info_plain_validator_function(
-            choose, serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
-        )
-
-
-def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
-    return value.model_dump(mode=info.mode)
+        return core_schema.no_info_plain_validator_function(choose)
 
 
 class Plugin(Frozen):

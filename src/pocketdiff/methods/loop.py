@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -72,6 +72,7 @@ class StepReport(NamedTuple):
     """Fraction of the peak learning rates at this step."""
 
 
+@runtime_checkable
 class Method(Protocol[Config]):
     """A training method: one object, in one file, named in ``METHODS``."""
 
