@@ -1,4 +1,4 @@
-"""Plots, as SVG that stands in a page or as a PNG file. Matplotlib is imported when something is drawn."""
+"""Plots, as SVG for a page or as a PNG file. Matplotlib is imported when the first one is drawn."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDE = 10.0
-"""How many times the least height the greatest must be for a logarithmic axis."""
+"""An axis is logarithmic if its largest value is more than this many times the smallest."""
 Points = Sequence[tuple[int | float, float]]
 
 
 def svg(figure: "Figure") -> str:
-    """A figure as an SVG element, the same for the same figure."""
+    """A figure as an SVG element: equal figures give equal text."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -34,12 +34,12 @@ def png(figure: "Figure") -> bytes:
 def lines(
     panels: Sequence[tuple[str, Mapping[str, Points]]], across: str, marks: Mapping[str, float] | None = None
 ) -> "Figure":
-    """Curves in panels side by side, with one key; heights that are far apart stand on a logarithmic axis.
+    """Curves in panels side by side, with one legend.
 
     Args:
-        panels: Of each panel its vertical axis, and its curves by name, each as points (x, y).
-        across: The horizontal axis.
-        marks: Levels that are drawn as dashed lines, by the vertical axis they belong to.
+        panels: The title of each panel and its curves by name, each as points (x, y).
+        across: Label of the x axis.
+        marks: The y of a dashed line, by the title of its panel.
     """
     figure, axes = _panels(len(panels))
     for axis, (title, curves) in zip(axes, panels, strict=True):
@@ -59,12 +59,12 @@ def lines(
 
 
 def shares_below(curves: Mapping[str, Points], across: str, mark: float) -> "Figure":
-    """Cumulative shares, from small ones on, with a mark at one place.
+    """Cumulative distributions on a logarithmic y axis.
 
     Args:
-        curves: By name, points (x, share of what is no larger than x).
-        across: The horizontal axis.
-        mark: Where a dashed line stands.
+        curves: By name, points (x, share of the values up to x).
+        across: Label of the x axis.
+        mark: The x of a dashed line.
     """
     figure, (axis,) = _panels(1)
     for name, points in curves.items():
@@ -77,27 +77,26 @@ def shares_below(curves: Mapping[str, Points], across: str, mark: float) -> "Fig
     return figure
 
 
-def front(
+def pareto_front(
     points: Mapping[str, tuple[float, float, float, float]],
     best: Sequence[str],
     across: str,
     up: str,
     mark: float | None = None,
 ) -> "Figure":
-    """Named points with intervals, and a line that joins the best of them; places that are far apart stand on a
-    logarithmic axis.
+    """Named points with error bars, and a line through the Pareto front.
 
     Args:
-        points: By name, the place on the horizontal axis, the height, and the height's interval, low and high.
-        best: The names that the line joins, in its order.
-        across: The horizontal axis.
-        up: The vertical axis.
-        mark: A height that is drawn as a dashed line.
+        points: By name: x, y, and the interval of y, low and high.
+        best: The names of the Pareto front, in its order.
+        across: Label of the x axis.
+        up: Title: the y axis.
+        mark: The y of a dashed line.
     """
     figure, (axis,) = _panels(1)
     for number, (name, (x, y, low, high)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
         axis.errorbar(x, y, [[y - low], [high - y]], marker="o", markersize=5, capsize=3, linestyle="none")
-        beside = (6, -12 if number % 2 else 5)  # Below and above in turn, for names of neighbours are long.
+        beside = (6, -12 if number % 2 else 5)  # Alternately below and above, so that long names do not overlap.
         axis.annotate(name, (x, y), beside, textcoords="offset points", fontsize="small", parse_math=False)
     x, y = zip(*(points[name][:2] for name in best), strict=True)
     axis.plot(x, y, color="grey", linewidth=1, zorder=0)

@@ -1,9 +1,10 @@
-"""The two classifiers behind every score: one gives features, the other, of another build, reads labels.
+"""The two classifiers behind every score: one gives features; the other, with another architecture, reads labels.
 
-Both learn from the training split and know nothing of each other, so that nothing is both judge and feature. Those of
-MNIST come with the package (`SHIPPED`); others are trained where they are needed.
+They are trained separately on the training split, so no network is both judge and feature extractor. The package ships
+those of MNIST (`SHIPPED`); others are trained when they are first needed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,30 +15,34 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from pocketdiff import rng
-from pocketdiff.checkpoint import CheckpointError, fingerprint, read_tensors, write_tensors
 from pocketdiff.data import DataInfo, Dataset, Images, to_data_units
+from pocketdiff.errors import CheckpointError, EvaluationError
 from pocketdiff.optim import learning_rate, make_optimizers, take_step
+from pocketdiff.progress import Progress, silent
+from pocketdiff.tensors import fingerprint, read_tensors, write_tensors
 
+log = logging.getLogger(__name__)
 NUM_FEATURES = 64
+MIN_IMAGES = 2 * NUM_FEATURES
+"""The fewest images that can be scored, and the fewest training images of a data set."""
 SHIPPED = Path(__file__).parent / "weights"
-"""Where the classifiers that come with the package lie."""
+"""The folder of the classifiers in the package."""
 
 _CHUNK = 500
 _BATCH = 128
-_PASSES = 8
-"""How often training sees each image."""
-_LEAST = 100_000
-"""How many images it sees at least, repeats counted."""
+_EPOCHS = 8
+_MIN_LENGTH = 100_000
+"""The shortest training, in images, repeats counted."""
 
 
 class FeatureNet(nn.Module):
-    """3 x 3 convolutions at a half and a quarter of the image's size; its 64 features are means over the whole image.
+    """3 x 3 convolutions at 1/2 and 1/4 of the image's size; the 64 features are global averages.
 
-    Half of the features are shallow, and see what strokes look like wherever they are; the other half are deep, and see
-    what they make up. Each has a mean near 0 and a variance near 1 over the images it learned from: all count alike.
+    Half of the features come from a shallow layer and describe strokes; the other half come from a deep layer and
+    describe shapes. Each has mean near 0 and variance near 1 over the training images, so all have equal weight.
     """
 
-    edges = ("stem", "head")
+    adam_only = ("stem", "head")
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -64,9 +69,9 @@ class FeatureNet(nn.Module):
 
 
 class Reader(nn.Module):
-    """5 x 5 convolutions on whole pixels, then a hidden layer that knows positions, after LeCun et al. 1998."""
+    """5 x 5 convolutions at full resolution, then a fully connected hidden layer, after LeCun et al. 1998."""
 
-    edges = ("first", "head")
+    adam_only = ("first", "head")
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -88,52 +93,52 @@ KINDS: dict[str, type[FeatureNet | Reader]] = {"features": FeatureNet, "reader":
 
 
 class Classifier(NamedTuple):
-    """A trained classifier, and what a score must say of it."""
+    """A trained classifier and the facts that a score reports about it."""
 
     kind: str
     net: FeatureNet | Reader
     accuracy: float
-    """Share of the test split that it reads right."""
+    """Share of the test split that it classifies correctly."""
     sha256: str
-    """Of its weights and of all that is said of them."""
+    """Of its weights, kind, accuracy and data."""
 
     @property
     def name(self) -> str:
-        """Its kind, and the first digits of its hash."""
+        """Its kind and the first digits of its hash."""
         return f"{self.kind}-{self.sha256[:8]}"
 
 
 class Classifiers(NamedTuple):
-    """Both classifiers of a data set."""
+    """The two classifiers of a data set."""
 
     features: Classifier
     reader: Classifier
 
 
 def build(kind: str, info: DataInfo) -> FeatureNet | Reader:
-    """A new classifier, its first weights decided by its kind."""
+    """A new classifier; its kind decides the initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(list(KINDS).index(kind))
         return KINDS[kind](info.channels, len(info.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def training_length(n: int) -> int:
-    """How many images a classifier's training sees, repeats counted, of ``n`` that there are."""
-    return max(_PASSES * n, _LEAST)
+    """The length of a classifier's training on ``n`` images, in images, repeats counted."""
+    return max(_EPOCHS * n, _MIN_LENGTH)
 
 
 def train_classifier(net: nn.Module, data: Images, seed: int) -> Iterator[int]:
-    """Trains a classifier, in place, on images that are turned, scaled and moved a little; it ends ready to read.
+    """Trains a classifier in place, with random rotation, scale, shear and shift; leaves it in eval mode.
 
     Yields:
-        How many images are seen, after each step.
+        The number of images seen, after each step.
     """
     n, length = len(data), training_length(len(data))
     optimizers = make_optimizers(net, 0.02, 3e-3)
     net.train()
     for step, seen in enumerate(range(0, length, _BATCH)):
         ahead = range(seen, min(seen + _BATCH, length))
-        x, label = data.batch(rng.visits(seed, ahead, n))
+        x, label = data.batch(rng.visit_order(seed, ahead, n))
         net.zero_grad(set_to_none=True)
         loss = F.cross_entropy(net(_jittered(x, seed, step)), label)
         loss.backward()
@@ -144,51 +149,97 @@ def train_classifier(net: nn.Module, data: Images, seed: int) -> Iterator[int]:
 
 @torch.no_grad()
 def features(net: FeatureNet | Reader, pixels: UInt8[Tensor, "n c h w"]) -> Iterator[Float[Tensor, "m d"]]:
-    """The features of images, some at a time."""
+    """Yields the features of images, batch by batch."""
     for chunk in pixels.split(_CHUNK):
-        yield net.features(_filled(chunk))[: len(chunk)]
+        yield net.features(_padded(chunk))[: len(chunk)]
 
 
 @torch.no_grad()
 def read(net: nn.Module, pixels: UInt8[Tensor, "n c h w"]) -> Iterator[Int[Tensor, " m"]]:
-    """The class that a classifier sees in each image, some at a time."""
+    """Yields the class that a classifier reads in each image, batch by batch."""
     for chunk in pixels.split(_CHUNK):
-        yield net(_filled(chunk))[: len(chunk)].argmax(1)
+        yield net(_padded(chunk))[: len(chunk)].argmax(1)
 
 
 def finished(kind: str, net: FeatureNet | Reader, data: Dataset) -> Classifier:
-    """A classifier whose training has ended, with its accuracy and its hash."""
+    """A trained network as a classifier, with its accuracy and its hash."""
     share = float((torch.cat(list(read(net, data.test.pixels))) == data.test.labels).double().mean())
     about = _about(kind, share, data.info)
     return Classifier(kind, net.eval().requires_grad_(False), share, fingerprint(net.state_dict(), about))
 
 
 def save_classifier(folder: Path, classifier: Classifier, info: DataInfo) -> Path:
-    """Writes a trained classifier under the name of its data.
+    """Writes a trained classifier into a folder, under the hash of its data.
+
+    Returns:
+        The file.
 
     Raises:
         OSError: If it cannot be written.
     """
-    path = _place(folder, classifier.kind, info)
+    path = _path(folder, classifier.kind, info)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(path, classifier.net.state_dict(), _about(classifier.kind, classifier.accuracy, info))
     return path
 
 
 def find_classifier(kind: str, info: DataInfo, folders: Sequence[Path]) -> Classifier | None:
-    """The classifier of a kind for a data set, from the first folder that has it whole; None if none has."""
+    """The classifier of a kind for a data set from the first folder with an intact file; None if there is none."""
     for folder in folders:
         try:
-            tensors, about = read_tensors(_place(folder, kind, info))
+            tensors, about = read_tensors(_path(folder, kind, info))
             share = float(about["accuracy"])
             if about != _about(kind, share, info):
                 continue
             net = build(kind, info)
             net.load_state_dict(tensors)
         except (CheckpointError, RuntimeError, KeyError, ValueError, TypeError, OverflowError):
-            continue  # Not there, or damaged: the next one, or a new one.
+            continue  # Missing or damaged.
         return Classifier(kind, net.eval().requires_grad_(False), share, fingerprint(tensors, about))
     return None
+
+
+def train_and_test(kind: str, data: Dataset, progress: Progress = silent) -> Classifier:
+    """A new classifier, trained on a data set and tested on its test split."""
+    net, n = build(kind, data.info), training_length(len(data.train))
+    for seen in train_classifier(net, data.train, list(KINDS).index(kind)):
+        progress(f"training the {kind} classifier", seen, n)
+    classifier = finished(kind, net, data)
+    log.info("%s classifies %.2f%% of the test images correctly", classifier.name, 100 * classifier.accuracy)
+    return classifier
+
+
+def find_or_train_classifiers(data: Dataset, cache: Path | None = None, progress: Progress = silent) -> Classifiers:
+    """The two classifiers of a data set: those in the package or in a folder, or else newly trained ones.
+
+    Example:
+        >>> classifiers = find_or_train_classifiers(pd.load_data("mnist"))
+        >>> classifiers.features.name, classifiers.reader.accuracy
+        ('features-7852666c', 0.996)
+
+    Args:
+        data: The data set.
+        cache: A folder with classifiers. New ones are saved there.
+        progress: Called while a classifier is trained: several minutes each on two cores.
+
+    Raises:
+        EvaluationError: If the data set has fewer than `MIN_IMAGES` training images.
+    """
+    if (n := len(data.train)) < MIN_IMAGES:
+        raise EvaluationError(f"the data have {n:,} training images, but a score needs {MIN_IMAGES} or more; add some")
+    folders = [SHIPPED] if cache is None else [SHIPPED, cache]
+
+    def new(kind: str) -> Classifier:
+        log.info("these data have no %s classifier yet; training one, once for all evaluations", kind)
+        classifier = train_and_test(kind, data, progress)
+        try:
+            if cache is not None:
+                save_classifier(cache, classifier, data.info)
+        except OSError as error:
+            log.warning("%s: the classifier cannot be saved there (%s); next time it is trained again", cache, error)
+        return classifier
+
+    return Classifiers(*(find_classifier(kind, data.info, folders) or new(kind) for kind in KINDS))
 
 
 def _about(kind: str, accuracy: float, info: DataInfo) -> dict[str, object]:
@@ -202,7 +253,7 @@ def _convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
 
 
 def _jittered(x: Float[Tensor, "n c h w"], seed: int, step: int) -> Float[Tensor, "n c h w"]:
-    """Each image turned by up to 0.15 radians, scaled by up to a tenth, sheared, and moved by up to two pixels."""
+    """Rotates by up to 0.15 radians, scales by up to 10%, shears by up to 0.15, and shifts by up to two pixels."""
     draws = rng.generator(seed, rng.Stream.JITTER, step).uniform(-1, 1, (5, len(x)))
     turn, scale, shear, down, right = torch.from_numpy(draws).to(x)
     angle, scale, shear = 0.15 * turn, 1 + 0.1 * scale, 0.15 * shear
@@ -213,11 +264,11 @@ def _jittered(x: Float[Tensor, "n c h w"], seed: int, step: int) -> Float[Tensor
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _filled(pixels: UInt8[Tensor, "m c h w"]) -> Float[Tensor, "n c h w"]:
-    """A chunk in data units, filled up to a whole one: a kernel may round by the size of its batch."""
+def _padded(pixels: UInt8[Tensor, "m c h w"]) -> Float[Tensor, "n c h w"]:
+    """Images in data units, padded to a full batch: rounding may depend on the batch size."""
     blank = torch.zeros(_CHUNK - len(pixels), *pixels.shape[1:], dtype=torch.uint8, device=pixels.device)
     return to_data_units(torch.cat([pixels, blank])).contiguous(memory_format=torch.channels_last)
 
 
-def _place(folder: Path, kind: str, info: DataInfo) -> Path:
+def _path(folder: Path, kind: str, info: DataInfo) -> Path:
     return folder / f"{kind}-of-{str(info.sha256)[:16]}.safetensors"

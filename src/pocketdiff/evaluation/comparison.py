@@ -1,321 +1,316 @@
-"""Models side by side: what their figures say, which differences exceed their intervals, and what each costs."""
+"""Comparison of models: their scores side by side, statistically significant differences, and costs."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import combinations, pairwise
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
 
 from pocketdiff import plots
-from pocketdiff.evaluate.distances import Estimate, EvaluationError
-from pocketdiff.evaluate.report import (
-    MEANINGS,
-    NAMES,
-    Picture,
-    fewer,
-    interval,
-    intervals_of,
-    render,
-    value_of,
-    values_of,
-    written,
-    written_frame,
-)
-from pocketdiff.evaluate.score import Metrics
+from pocketdiff.checkpoint import load
+from pocketdiff.data import Dataset
+from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation.classifiers import Classifiers, find_or_train_classifiers
+from pocketdiff.evaluation.distances import Estimate
+from pocketdiff.evaluation.pages import Picture, image_grid, render
+from pocketdiff.evaluation.records import ComparisonFile, Difference, Provenance, RunRecord, ScoreFile, printable
+from pocketdiff.evaluation.reference import Reference, prefixed
+from pocketdiff.evaluation.report import provenance_of, score_file
+from pocketdiff.evaluation.sample import Sample, check_request, own_data
+from pocketdiff.evaluation.score import K, all_metrics, real_baseline, score
+from pocketdiff.folder import RunFolder, short_name
+from pocketdiff.model import ImageModel
+from pocketdiff.progress import Progress, silent
+from pocketdiff.records import Summary
 
-COMPARED = (
-    "frechet_train", "frechet_classes", "kernel_train", "accuracy", "precision", "recall", "memorized_share",
-)  # fmt: skip
-"""The figures that stand in the table."""
-LESS_IS_BETTER = {"frechet_train", "frechet_classes", "kernel_train", "memorized_share"}
-SAME = {
-    "data_sha256": "data",
-    "feature_network_sha256": "feature network",
-    "label_network_sha256": "label network",
-    "n": "number of images (--n)",
-    "k": "neighbourhood size (k)",
-}
-"""What must be the same for figures to be compared, and what to call it."""
-FRONTS = {"training_seconds": "seconds of training", "sampling_seconds": "seconds to draw 1,000 images"}
-"""The costs that the distance is held against."""
+log = logging.getLogger(__name__)
+Comparable = ImageModel | ScoreFile | Path | str
+DISTANCE = "frechet_train"
+COSTS = {
+    "parameters": "trained weights", "drawing_parameters": "weights used for drawing",
+    "training_seconds": "seconds of training", "images_seen": "images seen in training",
+    "images_per_second": "images per second in training", "peak_memory_bytes": "peak memory of training",
+    "peak_gpu_memory_bytes": "peak GPU memory of training", "sampling_seconds": "seconds to draw 1,000 images",
+    "nfe": "network evaluations per image", "trained_on": "trained on", "drawn_on": "drawn on",
+}  # fmt: skip
+"""Names of the costs; ``sampling_seconds`` is per 1,000 images."""
+FRONTS = ("training_seconds", "sampling_seconds")
+"""The costs that the distance is plotted against."""
+_N, _K = "number of images (n)", "neighbourhood size (k)"
+_ZOOM = 2
+"""Scale factor of a run's pictures."""
 _EPOCHS = 4
 """The most epochs whose pictures are shown."""
+_SIGNIFICANT = (
+    "A difference is significant (*) if its 95% confidence interval excludes 0; by chance alone this happens to about "
+    "one in twenty. The intervals cover another draw of the images (for recall, of the real images), not another "
+    "training seed."
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One of the models that are compared."""
+    """One of the models in a comparison."""
 
     name: str
-    metrics: Metrics
-    floor: Metrics
-    """What as many real images score; empty where there are too few."""
-    frame: Mapping[str, Any]
-    """What the evaluation says of itself: n, seed, data, networks, sampling, seconds of drawing."""
-    summary: Mapping[str, Any]
-    """What the run says of its training; empty where that is not known."""
-    drawing_parameters: int | None = None
+    score: ScoreFile
+    training: Summary | None = None
+    """The run's own summary; None if unknown."""
+    parameters: int | None = None
     """Weights of the network that draws."""
     grid: Picture | None = None
     """Some of its images."""
     pictures: Mapping[int, Picture] = field(default_factory=dict)
-    """What training left, generated images over real ones, by epoch."""
+    """The image grids of its training, by epoch."""
 
-    @property
-    def sampling_seconds(self) -> float | None:
-        """Time to draw 1,000 images, measured over all that were scored."""
-        seconds = self.frame.get("drawing_seconds")
-        return None if seconds is None else float(seconds) * 1000 / int(self.frame["n"])
-
-    @property
-    def training_seconds(self) -> float | None:
-        """Time that training took, without pictures and checkpoints."""
-        return self.summary.get("training_seconds")
+    @cached_property
+    def costs(self) -> dict[str, float | str | None]:
+        """What training and drawing cost; None for what is unknown."""
+        found = {key: getattr(self.training, key, None) for key in COSTS} | {"drawing_parameters": self.parameters}
+        if self.training is not None:
+            found["trained_on"] = str(self.training.hardware)
+        if (drawing := self.score.provenance.drawing) is not None:
+            seconds = 1000 * drawing.seconds / self.score.provenance.n
+            found |= {"sampling_seconds": seconds, "nfe": drawing.sampling.nfe, "drawn_on": str(drawing.hardware)}
+        return found
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models and their figures, made alike.
+    """Scores of models that were made alike.
 
     Raises:
-        EvaluationError: If they were not, naming the difference.
+        EvaluationError: If they were not, with the first two that differ, and how.
     """
 
     entries: Sequence[Entry]
     real: Picture | None = None
-    """Real images beside the entries' own."""
+    """Real images."""
 
     def __post_init__(self) -> None:
-        check_alike({entry.name: entry.frame for entry in self.entries})
+        check_alike({entry.name: _conditions(entry.score.provenance) for entry in self.entries})
+
+    @cached_property
+    def record(self) -> ComparisonFile:
+        """All values, as the JSON file holds them."""
+        metrics = {key: metric for key, metric in all_metrics().items() if metric.compared}
+        shown = [key for key in metrics if any(entry.score.estimate(key) for entry in self.entries)]
+        return ComparisonFile(
+            runs={e.name: RunRecord(**dict(e.score), costs=e.costs, training=e.training) for e in self.entries},
+            differences=[row for key in shown for row in self._differences(key)],
+            pareto_fronts={cost: pareto_front(self.points(cost)) for cost in FRONTS},
+            how_to_read={key: metrics[key].reading() for key in shown},
+            notes=self._notes(),
+        )
 
     def json(self) -> dict[str, Any]:
-        """Every figure, numbers as numbers, and null for what is not known."""
-        return {
-            "runs": {
-                entry.name: {
-                    "metrics": values_of(entry.metrics),
-                    "intervals": intervals_of(entry.metrics),
-                    "costs": {key: cost.of(entry) for key, cost in COSTS.items()},
-                    "frame": dict(entry.frame),
-                    "training": dict(entry.summary),
-                }
-                for entry in self.entries
-            },
-            "floor": values_of(self.entries[0].floor),
-            "differences": [
-                {
-                    "figure": name,
-                    "runs": [a.name, b.name],
-                    "difference": gap.value,
-                    "interval": [gap.low, gap.high],
-                    "exceeds_its_interval": exceeds(gap),
-                }
-                for name in COMPARED
-                for a, b, gap in self._differences(name)
-            ],
-            "fronts": {key: [entry.name for entry in front(self._points(key))] for key in FRONTS},
-            "words": self.words(),
-        }
+        """The record as plain values."""
+        return self.record.model_dump(mode="json")
 
     def table(self) -> str:
-        """The figures as a Markdown table, and what they say."""
-        real = [""] * bool(self.entries[0].floor)
-        lines = [
-            ["", *(entry.name for entry in self.entries), *(["real images"] if real else [])],
-            ["---"] * (1 + len(self.entries) + len(real)),
-        ]
-        for row in self._figures():
-            cells = [f"{value} ({between})" if between else value for value, between in row["cells"]]
-            lines.append([row["name"], *cells, *([row["floor"]] if real else [])])
-        lines += [[row["name"], *row["cells"], *real] for row in self._costs()]
-        text = "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
-        return text + "\n\n" + "\n".join(f"- {sentence}" for sentence in self.words()) + "\n"
-
-    def words(self) -> list[str]:
-        """What the figures say, in sentences: above all, which differences exceed their intervals."""
-        sentences = [said for name in COMPARED if (said := self._ranking(name))]
-        sentences += self._front_words()
-        if caution := fewer(self.entries[0].frame):
-            sentences.append(f"{caution[0].upper()}{caution[1:]}.")
-        for cost in ("trained_on", "drawn_on"):
-            machines = {machine for entry in self.entries if (machine := COSTS[cost].of(entry))}
-            if len(machines) > 1:
-                sentences.append(
-                    f"Not all were {COSTS[cost].name} the same machine ({'; '.join(sorted(machines))}): these times "
-                    "say little of one another."
-                )
-        if len(self.entries) > 1:
-            sentences.append(
-                "The intervals are of another draw of the images: another training seed may change a figure by more."
-            )
-        return sentences
+        """All values, differences and notes as Markdown."""
+        return self._render("comparison.md")
 
     def page(self) -> str:
-        """The comparison as one HTML page."""
+        """The comparison as a self-contained HTML page."""
+        return self._render("comparison.html", real=self.real, epochs=self._epochs(), plots=self._plots())
+
+    def points(self, cost: str) -> dict[str, tuple[float, Estimate]]:
+        """The cost and the distance of each model, where both are known."""
+        known: dict[str, tuple[float, Estimate]] = {}
+        for entry in self.entries:
+            x, y = entry.costs[cost], entry.score.estimate(DISTANCE)
+            if isinstance(x, int | float) and y is not None:
+                known[entry.name] = (float(x), y)
+        return known
+
+    def _render(self, template: str, **content: Any) -> str:
+        costs = {
+            name: [_amount(key, entry.costs[key]) for entry in self.entries]
+            for key, name in COSTS.items()
+            if any(entry.costs[key] is not None for entry in self.entries)
+        }
+        first = self.entries[0].score
         return render(
-            "comparison.html",
-            title=f"pocketdiff compare: {', '.join(entry.name for entry in self.entries)}",
-            headline=self._headline(),
-            words=self.words(),
-            names=[entry.name for entry in self.entries],
-            floor=bool(self.entries[0].floor),
-            figures=self._figures(),
-            costs=self._costs(),
-            grids=[(entry.name, entry.grid) for entry in self.entries if entry.grid],
-            real=self.real,
-            epochs=self._epochs(),
-            plots=self._plots(),
-            frames=[(entry.name, written_frame({**entry.frame, "training": entry.summary})) for entry in self.entries],
-        )
+            template, entries=self.entries, record=self.record, provenance=first.provenance,
+            baseline=first.real_baseline, costs=costs, **content,
+        )  # fmt: skip
 
-    def _headline(self) -> str:
-        frame = self.entries[0].frame
-        return (
-            f"{frame['n']:,} images each, scored against {frame.get('data', 'the same data')} with "
-            f"{frame['feature_network']} and {frame['label_network']}"
-        )
-
-    def _figures(self) -> list[dict[str, Any]]:
+    def _differences(self, key: str) -> list[Difference]:
+        known = [(entry.name, value) for entry in self.entries if (value := entry.score.estimate(key)) is not None]
         rows = []
-        for name in COMPARED:
-            known = [entry.metrics.get(name) for entry in self.entries]
-            if any(known):
-                cells = [(written(name, value_of(estimate)) or "none", interval(name, estimate)) for estimate in known]
-                floor = written(name, value_of(self.entries[0].floor.get(name)))
-                rows.append({"name": NAMES[name], "meaning": MEANINGS[name], "cells": cells, "floor": floor})
+        for (one, a), (other, b) in combinations(known, 2):
+            gap = difference(a, b)
+            rows.append(Difference(
+                metric=key, runs=(one, other), difference=gap.value, interval=gap[1:], significant=is_significant(gap)
+            ))  # fmt: skip
         return rows
 
-    def _costs(self) -> list[dict[str, Any]]:
-        return [
-            {"name": cost.name, "cells": [cost.text(entry) for entry in self.entries]}
-            for cost in COSTS.values()
-            if any(cost.of(entry) is not None for entry in self.entries)
-        ]
-
-    def _known(self, name: str) -> list[tuple[Entry, Estimate]]:
-        """The entries that have a figure, the best first."""
-        known = [(entry, estimate) for entry in self.entries if (estimate := entry.metrics.get(name)) is not None]
-        return sorted(known, key=lambda pair: pair[1].value, reverse=name not in LESS_IS_BETTER)
-
-    def _differences(self, name: str) -> list[tuple[Entry, Entry, Estimate]]:
-        return [(a, b, difference(x, y)) for (a, x), (b, y) in combinations(self._known(name), 2)]
-
-    def _ranking(self, name: str) -> str | None:
-        known = self._known(name)
-        if len(known) < 2:
-            return None
-        order = ", ".join(f"{entry.name} {written(name, estimate.value)}" for entry, estimate in known)
-        pairs = self._differences(name)
-        alike = [(a, b, gap) for a, b, gap in pairs if not exceeds(gap)]
-        if not alike:
-            verdict = f"{'the' if len(pairs) == 1 else 'every'} difference exceeds its interval"
-        elif len(alike) == len(pairs) > 1:
-            verdict = "no difference exceeds its interval"
-        else:
-            verdict = "; ".join(
-                f"the difference between {a.name} and {b.name} does not exceed its interval ({interval(name, gap)})"
-                for a, b, gap in alike
-            )
-            if len(alike) < len(pairs):
-                verdict += "; every other does"
-        first = "lowest" if name in LESS_IS_BETTER else "highest"
-        return f"{NAMES[name][0].upper()}{NAMES[name][1:]}, {first} first: {order}; {verdict}."
-
-    def _points(self, key: str) -> list[tuple[Entry, float, Estimate]]:
-        """Each entry's cost and distance, where both are known."""
-        return [
-            (entry, seconds, estimate)
-            for entry in self.entries
-            if (seconds := getattr(entry, key)) is not None
-            and (estimate := entry.metrics.get("frechet_train")) is not None
-        ]
-
-    def _front_words(self) -> list[str]:
-        sentences = []
-        for key, said in FRONTS.items():
-            points = self._points(key)
-            if len(points) > 1:
-                best = [entry.name for entry in front(points)]
-                surpassed = f"none is both nearer and faster than any of {_listed(best)}, intervals aside"
-                sentences.append(f"Distance against {said}: {surpassed}.")
-        return sentences
+    def _notes(self) -> list[str]:
+        """The Pareto fronts, and what limits the comparison."""
+        notes = []
+        for cost in FRONTS:
+            if len(points := self.points(cost)) > 1:
+                best = ", ".join(pareto_front(points))
+                notes.append(f"Pareto front of distance and {COSTS[cost]} (no other run is better in both): {best}.")
+        notes += filter(None, [self.entries[0].score.provenance.caution()])
+        for cost in ("trained_on", "drawn_on"):
+            machines = sorted({str(machine) for entry in self.entries if (machine := entry.costs[cost])})
+            if len(machines) > 1:
+                names = "; ".join(machines)
+                notes.append(f"The runs were {COSTS[cost]} different machines, so these times say little: {names}.")
+        return notes + [_SIGNIFICANT] * (len(self.entries) > 1)
 
     def _plots(self) -> list[str]:
-        """The distance against each cost, as SVG."""
-        floor, drawn = value_of(self.entries[0].floor.get("frechet_train")), []
-        for key, said in FRONTS.items():
-            if points := self._points(key):
-                best = [entry.name for entry in front(points)]
-                placed = {entry.name: (seconds, *estimate) for entry, seconds, estimate in points}
-                drawn.append(plots.svg(plots.front(placed, best, said, NAMES["frechet_train"], floor)))
+        """The distance over each cost, as SVG."""
+        name, real, drawn = all_metrics()[DISTANCE].name, self.entries[0].score.real_baseline.get(DISTANCE), []
+        for cost in FRONTS:
+            if points := self.points(cost):
+                places = {entry: (x, *y) for entry, (x, y) in points.items()}
+                drawn.append(plots.svg(plots.pareto_front(places, pareto_front(points), COSTS[cost], name, real)))
         return drawn
 
     def _epochs(self) -> list[tuple[int, list[tuple[str, Picture]]]]:
-        """Pictures of the epochs that all runs with pictures have in common: some of them, counted from the last."""
+        """Pictures of epochs that all runs with pictures have in common: at most `_EPOCHS`, counted from the last."""
         shown = [entry for entry in self.entries if entry.pictures]
         common = sorted(set.intersection(*(set(entry.pictures) for entry in shown))) if shown else []
         some = common[:: -max(1, -(-len(common) // _EPOCHS))][::-1]
         return [(epoch + 1, [(entry.name, entry.pictures[epoch]) for entry in shown]) for epoch in some]
 
 
-class Cost(NamedTuple):
-    """One line of what a model costs."""
+def compare(
+    runs: Mapping[str, Comparable] | Sequence[Path | str], data: Dataset | None = None, *, n: int = 10_000,
+    seed: int = 0, device: torch.device | str = "cpu", classifiers: Classifiers | None = None,
+    cache: Path | None = None, progress: Progress = silent,
+) -> Comparison:  # fmt: skip
+    """Scores models alike and sets them side by side, with their costs and the differences between them.
 
-    name: str
-    of: Callable[[Entry], Any]
-    """Its value; None where it is not known."""
-    scale: float = 1.0
-    """What it is multiplied by to be shown."""
+    Example:
+        >>> print(compare(["runs/gan", "runs/laptop"], n=2000).table())
+        >>> compare({"before": old_model, "after": new_model}, data).record.differences
 
-    def text(self, entry: Entry) -> str:
-        """The value as it is shown."""
-        value = self.of(entry)
-        if value is None:
-            return ""
-        if isinstance(value, str):
-            return value
-        shown = value * self.scale
-        return f"{shown:,.0f}" if shown >= 100 or shown == int(shown) else f"{shown:.3g}"
-
-
-def _summed_up(key: str) -> Callable[[Entry], Any]:
-    return lambda entry: entry.summary.get(key)
-
-
-COSTS: dict[str, Cost] = {
-    "parameters": Cost("weights that are trained", _summed_up("parameters")),
-    "drawing_parameters": Cost("weights that draw", lambda entry: entry.drawing_parameters),
-    "training_seconds": Cost("seconds of training", lambda entry: entry.training_seconds),
-    "images_seen": Cost("images seen in training", _summed_up("images_seen")),
-    "images_per_second": Cost("images a second in training", _summed_up("images_per_second")),
-    "peak_memory_bytes": Cost("peak memory of training, MB", _summed_up("peak_memory_bytes"), 1e-6),
-    "peak_gpu_memory_bytes": Cost("peak GPU memory of training, MB", _summed_up("peak_gpu_memory_bytes"), 1e-6),
-    "sampling_seconds": Cost("seconds to draw 1,000 images", lambda entry: entry.sampling_seconds),
-    "network_evaluations": Cost("network evaluations an image", lambda entry: entry.frame.get("network_evaluations")),
-    "trained_on": Cost("trained on", lambda entry: _machine(entry.summary.get("hardware"))),
-    "drawn_on": Cost("drawn on", lambda entry: _machine(entry.frame.get("drawn_on"))),
-}
-
-
-def check_alike(frames: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sees that figures can be compared, by the frames they stand in.
+    Args:
+        runs: Finished runs, model files and files of ``evaluate --json`` (``.json``); or a dictionary of these, and of
+            models and scores in memory, by name.
+        data: The data set of the models; by default that of the first model's config.
+        n: Number of images that each model draws.
+        seed: Of the images and of the bootstrap.
+        device: Where models from files draw.
+        classifiers: Those of the data set; by default found or trained (`find_or_train_classifiers`).
+        cache: A folder for trained classifiers.
+        progress: Called while it works.
 
     Raises:
-        EvaluationError: If they were not made alike, naming the first two that differ, and in what.
+        EvaluationError: If the scores were not made alike, or no sound score is possible.
     """
-    for (one, mine), (other, theirs) in pairwise(frames.items()):
-        for fact, said in SAME.items():
-            if fact in mine and fact in theirs and mine[fact] != theirs[fact]:
+    named = runs if isinstance(runs, Mapping) else _named([Path(run) for run in runs])
+    named = {printable(name): run for name, run in named.items()}
+    paths = {name: Path(run) for name, run in named.items() if isinstance(run, str | Path)}
+    scores: dict[str, ScoreFile] = {}
+    models: dict[str, ImageModel] = {}
+    for name, run in named.items():
+        if isinstance(run, str | Path):
+            if paths[name].suffix == ".json":
+                scores[name] = ScoreFile.read(paths[name])
+            else:
+                models[name] = load(run, device)
+        elif isinstance(run, ScoreFile):
+            scores[name] = run
+        else:
+            models[name] = run
+    entries = {name: Entry(name, found) for name, found in scores.items()}
+    conditions = {name: _conditions(found.provenance) for name, found in scores.items()}
+    if not models:
+        return Comparison([entries[name] for name in named])
+    first = next(iter(models))
+    data = data or own_data(models[first])
+    for name, model in models.items():
+        conditions[name] = {"data": model.info.sha256 or data.info.sha256, _N: n, _K: K}
+    check_alike(conditions)
+    for name, model in models.items():
+        check_request(model, data, n, seed, name)
+    nets = classifiers or find_or_train_classifiers(data, cache, progress)
+    conditions[first] |= {"feature network": nets.features.sha256, "label network": nets.reader.sha256}
+    check_alike(conditions)
+    reference = Reference.of(data, nets, progress=progress)
+    real = real_baseline(reference, n, seed, progress)
+    for name, model in models.items():
+        began, report = time.perf_counter(), partial(prefixed, progress, f"{name}: ")
+        sample, drawing = Sample.of(model, reference, n, seed, report)
+        scored = score(sample, reference, seed, progress=report)
+        provenance = provenance_of(str(paths.get(name, name)), reference, n, seed, drawing, began)
+        folder = RunFolder(paths[name]) if name in paths else None
+        entries[name] = Entry(
+            name, score_file(scored, real, provenance, {}), _summary(folder) if folder else None,
+            model.num_parameters, image_grid(sample, data.info, 1), _pictures(folder, model) if folder else {},
+        )  # fmt: skip
+    shown = image_grid(Sample(data.test.pixels, data.test.labels), data.info, 1)
+    return Comparison([entries[name] for name in named], shown)
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each path under its short name, or under itself if short names collide."""
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+            raise EvaluationError(f"{path}: is named twice; name each run once")
+    short = [short_name(path).removesuffix(".json") for path in paths]
+    return dict(zip(short if len(set(short)) == len(short) else map(str, paths), paths, strict=True))
+
+
+def _summary(folder: RunFolder) -> Summary | None:
+    """What a run says about its training; None if there is only a model file, or the summary is damaged."""
+    try:
+        return Summary.model_validate_json(folder.summary.read_bytes()) if folder.summary.exists() else None
+    except (OSError, ValueError):
+        log.warning("%s: is damaged, so the costs of training are unknown", folder.summary)
+        return None
+
+
+def _pictures(folder: RunFolder, model: ImageModel) -> dict[int, Picture]:
+    """A run's image grids by epoch, at the guidance scale nearest to the model's own."""
+    scale = model.sampling_facts().scale or 1.0
+    views = sorted(model.views(), key=lambda view: abs((view.still.sampling_facts().scale or 1.0) - scale))
+    found = {}
+    for view in views[:1]:
+        for epoch, path in folder.image_epochs(view.suffix).items():
+            with contextlib.suppress(OSError), Image.open(path) as image:  # A damaged picture is not shown.
+                found[epoch] = Picture.of(path.read_bytes(), view.caption, image.width // _ZOOM)
+    return found
+
+
+def _conditions(provenance: Provenance) -> dict[str, object]:
+    """What must be equal for scores to be comparable."""
+    networks = {"feature network": provenance.feature_network.sha256, "label network": provenance.label_network.sha256}
+    return {"data": provenance.data_sha256, **networks, _N: provenance.n, _K: provenance.k}
+
+
+def check_alike(conditions: Mapping[str, Mapping[str, object]]) -> None:
+    """Checks that scores are comparable.
+
+    Raises:
+        EvaluationError: If they are not, with the first two that differ, and how.
+    """
+    for (one, mine), (other, theirs) in pairwise(conditions.items()):
+        for fact in mine:
+            if mine[fact] != theirs.get(fact, mine[fact]):
                 raise EvaluationError(
-                    f"{one} and {other} differ in {said}: {_short(mine[fact])} and {_short(theirs[fact])}; "
-                    "figures that were not made alike cannot be compared"
+                    f"{one} and {other} differ in {fact}: {_short(mine[fact])} and {_short(theirs[fact])}; scores that "
+                    "were not made alike cannot be compared"
                 )
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """``a - b`` of two independent figures, with its 95% interval: each end's margins squared, added, and the root.
+    """``a - b`` of two independent estimates, with a 95% confidence interval from theirs.
 
-    Source: Newcombe 1998, method 10, which does so for shares; Zou and Donner 2008 for any figures.
+    Source: Newcombe 1998, method 10, for shares; Zou and Donner 2008 for any estimates.
     """
     value = a.value - b.value
     below = math.hypot(a.value - a.low, b.high - b.value)
@@ -323,34 +318,30 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(value, value - below, value + above)
 
 
-def exceeds(gap: Estimate) -> bool:
-    """Whether a difference is more than another draw of the images would make: its interval leaves zero out."""
+def is_significant(gap: Estimate) -> bool:
+    """Whether a difference is statistically significant: its interval excludes 0."""
     return not gap.low <= 0 <= gap.high
 
 
-def front(points: Iterable[tuple[Entry, float, Estimate]]) -> list[Entry]:
-    """The entries that no other surpasses in both cost and distance, from the cheapest to the nearest."""
-    best: list[Entry] = []
-    least = math.inf
-    for entry, _, estimate in sorted(points, key=lambda point: (point[1], point[2].value)):
-        if estimate.value < least:
-            best.append(entry)
-            least = estimate.value
+def pareto_front(points: Mapping[str, tuple[float, Estimate]]) -> list[str]:
+    """The names of the (cost, distance) that no other beats in both, the cheapest first."""
+    best: list[str] = []
+    smallest = math.inf
+    for name, (_, distance) in sorted(points.items(), key=lambda item: (item[1][0], item[1][1].value)):
+        if distance.value < smallest:
+            best.append(name)
+            smallest = distance.value
     return best
 
 
-def _machine(hardware: Mapping[str, Any] | None) -> str | None:
-    """A machine in words."""
-    if not hardware:
-        return None
-    where = hardware["cpu"] if hardware["device"] == "cpu" else hardware["device"]
-    return f"{where}, {hardware['threads']} threads"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _amount(key: str, value: float | str | None) -> str:
+    """A cost as tables show it."""
+    if not isinstance(value, int | float):
+        return value or ""
+    value, unit = (value / 1e6, " MB") if key.endswith("_bytes") else (value, "")
+    return (f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}") + unit
 
 
 def _short(value: object) -> str:
-    text = f"{value:,}" if type(value) is int else str(value)
+    text = f"{value:,}" if isinstance(value, int) else str(value)
     return text if len(text) <= 16 else text[:8]

@@ -1,7 +1,7 @@
-"""How far generated images are from real ones, as pure functions of their features, in float64.
+"""Distances between generated and real images: pure functions of their features, computed in float64.
 
-Every function takes two sets of features, one row an image, as numpy arrays or tensors, by name: ``real=`` is what is
-compared with and ``fake=`` what is judged, for precision and recall change places when the two do.
+Every function takes two sets of features, one row per image, as numpy arrays or tensors. Both are keyword arguments,
+``real=`` (the reference) and ``fake=`` (the images to score), because swapping them swaps precision and recall.
 """
 
 from typing import NamedTuple
@@ -12,23 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pocketdiff import rng
-from pocketdiff.errors import PocketdiffError
+from pocketdiff.errors import EvaluationError
 
 Features = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]
-"""A row for each image; two sets need not be equally many."""
+"""One row per image; the two sets may differ in size."""
 _ROWS = 256
-"""Rows of a matrix of pairs that are in memory at once: blocks that the allocator hands out again are three times as
-fast as fresh ones."""
+"""Rows of a pairwise matrix in memory at once. The allocator reuses blocks of this size: three times as fast as larger
+ones."""
 _NORMAL_95 = 1.959964
-"""A normal variable stays within so many standard deviations 95% of the time."""
-
-
-class EvaluationError(PocketdiffError):
-    """Images, or a request, of which no sound score can be made."""
+"""The 97.5% quantile of the standard normal distribution."""
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95% interval."""
+    """A figure with its 95% confidence interval."""
 
     value: float
     low: float
@@ -36,7 +32,7 @@ class Estimate(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """The normal distribution with the mean and the covariance of a set of features."""
+    """Mean and covariance of a set of features."""
 
     mean: Float[Tensor, " d"]
     covariance: Float[Tensor, "d d"]
@@ -46,7 +42,7 @@ class Gaussian(NamedTuple):
         """Mean and unbiased covariance.
 
         Raises:
-            EvaluationError: If there are fewer than two images for each feature, all are alike, or a value is not
+            EvaluationError: If there are fewer than two images per feature, all images are equal, or a value is not
                 finite.
         """
         x = _checked(features, "the")
@@ -54,10 +50,10 @@ class Gaussian(NamedTuple):
 
 
 def frechet_between(a: Gaussian, b: Gaussian) -> float:
-    """The squared Fréchet distance of two normal distributions, in closed form.
+    """The squared Fréchet distance between two normal distributions, in closed form.
 
-    ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)``, the roots by symmetric eigenvalues, which stay
-    real where a matrix is singular. Source: Dowson and Landau 1982, equation 4.
+    ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)``. The matrix roots come from symmetric
+    eigendecompositions, so they stay real for singular matrices. Source: Dowson and Landau 1982, eq. 4.
     """
     return _frechet(a, _root(a.covariance), b)
 
@@ -68,7 +64,7 @@ def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 
 
 def _frechet(a: Gaussian, root: Float[Tensor, "d d"], b: Gaussian) -> float:
-    """`frechet_between`, given the root of a's covariance."""
+    """`frechet_between`, given the square root of a's covariance."""
     product = root @ b.covariance @ root
     overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
@@ -76,25 +72,32 @@ def _frechet(a: Gaussian, root: Float[Tensor, "d d"], b: Gaussian) -> float:
 
 
 def frechet_distance(*, real: Features, fake: Features) -> float:
-    """The squared Fréchet distance of the normal distributions fitted to two sets of features.
+    """The squared Fréchet distance between the normal distributions fitted to two sets of features.
 
-    With Inception's features this is the FID of Heusel et al. 2017, equation 6; with others it is not. It is never
-    below 0, is 0 for equal sets, is symmetric, and is too large for few images: compare only figures of equally many.
+    With Inception features this is the FID (Heusel et al. 2017, eq. 6); with other features it is not. It is
+    nonnegative, symmetric, and 0 for equal sets. It is biased: it grows as the number of images shrinks, so compare
+    only values for equal numbers of images.
 
     Raises:
-        EvaluationError: If a set has fewer than two images for each feature, is all alike, or holds a value that is
-            not finite; or the two have not as many features.
+        EvaluationError: If a set has fewer than two images per feature, all its images are equal, or a value is not
+            finite; or if the two sets differ in their number of features.
     """
     _check_width(real, fake)
     return frechet_between(Gaussian.of(real), Gaussian.of(fake))
 
 
 def frechet_estimate(*, real: Features | Gaussian, fake: Features, seed: int = 0, resamples: int = 200) -> Estimate:
-    """`frechet_distance` with its bootstrap 95% interval: how much another draw of the fake images would change it.
+    """`frechet_distance` with a bootstrap 95% confidence interval over the fake images; ``real`` is held fixed.
 
-    Drawing with replacement makes the distance larger, so the resampled distances' spread about their own mean is laid
-    around the distance itself. ``real`` is held fixed. Where the fake images are as good as real ones, the interval is
-    up to twice as wide as need be; elsewhere it is about right.
+    Resampling increases the distance, so the spread of the resampled distances around their own mean is centred on the
+    distance itself. If the fake images follow the real distribution, the interval is up to twice too wide; otherwise
+    its width is about right.
+
+    Args:
+        real: Features, or the distribution fitted to them.
+        fake: Features.
+        seed: Of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Raises:
         EvaluationError: As `frechet_distance`.
@@ -111,14 +114,14 @@ def frechet_estimate(*, real: Features | Gaussian, fake: Features, seed: int = 0
         for _ in range(resamples)
     ])  # fmt: skip
     low, high = np.quantile(distances - distances.mean(), [0.025, 0.975])
-    return Estimate(value, max(0.0, value + float(low)), value + float(high))
+    return Estimate(value, min(value, max(0.0, value + float(low))), max(value, value + float(high)))
 
 
 def kernel_distance(*, real: Features, fake: Features) -> float:
-    """The squared maximum mean discrepancy with the kernel ``(x.y / d + 1)^3``, unbiased, over all pairs.
+    """The squared maximum mean discrepancy with the kernel ``(x.y / d + 1)^3``: the unbiased estimate over all pairs.
 
-    With Inception's features this is the KID of Bińkowski et al. 2018, section 4. Its mean is 0, whatever the number of
-    images, where both sets come from one distribution, so it may be a little below 0.
+    With Inception features this is the KID (Bińkowski et al. 2018, section 4). Its expected value is 0 if both sets
+    follow the same distribution, for any number of images; so it can be slightly negative.
 
     Raises:
         EvaluationError: As `frechet_distance`.
@@ -127,10 +130,10 @@ def kernel_distance(*, real: Features, fake: Features) -> float:
 
 
 def kernel_estimate(*, real: Features, fake: Features) -> Estimate:
-    """`kernel_distance` with its 95% interval: how much another draw of the fake images would change it.
+    """`kernel_distance` with its 95% confidence interval over the fake images; ``real`` is held fixed.
 
-    The interval is that of a mean: each fake image adds twice the difference of its mean kernel with the other fake
-    images and with the real ones (the first order of the statistic). ``real`` is held fixed.
+    The interval is that of a mean, from the first-order term of the statistic: each fake image contributes twice the
+    difference between its mean kernel with the other fake images and with the real ones.
 
     Raises:
         EvaluationError: As `frechet_distance`.
@@ -145,7 +148,7 @@ def kernel_estimate(*, real: Features, fake: Features) -> Estimate:
 
 
 def _mean_kernels(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], same: bool = False) -> Float[Tensor, " m"]:
-    """Each row's mean kernel with the rows of y; without itself where both are the ``same`` set."""
+    """Each row's mean kernel with the rows of y; without itself if both are the ``same`` set."""
     means = []
     for at, rows in enumerate(x.split(_ROWS)):
         products = torch.addmm(torch.ones(1, dtype=x.dtype), rows, y.T, alpha=1 / x.shape[1])
@@ -157,73 +160,84 @@ def _mean_kernels(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], same: bool =
 
 
 class Neighbours(NamedTuple):
-    """Who lies in whose neighbourhood: an image's reaches as far as its k-th nearest of its own set."""
+    """Which images lie in which neighbourhoods.
+
+    An image's neighbourhood is a ball in feature space; its radius is the distance to the image's k-th nearest
+    neighbour in its own set.
+    """
 
     k: int
-    faithful: Bool[Tensor, " m"]
-    """Of each fake image: whether it lies in a real one's neighbourhood."""
-    recalled: Bool[Tensor, " n"]
-    """Of each real image: whether it lies in a fake one's neighbourhood."""
-    crowd: Float[Tensor, " m"]
-    """Of each fake image: in how many real neighbourhoods it lies, of k."""
+    in_real: Bool[Tensor, " m"]
+    """For each fake image: whether it lies in the neighbourhood of a real one."""
+    in_fake: Bool[Tensor, " n"]
+    """For each real image: whether it lies in the neighbourhood of a fake one."""
+    local_density: Float[Tensor, " m"]
+    """For each fake image: the number of real neighbourhoods that contain it, divided by k."""
     covered: Bool[Tensor, " n"]
-    """Of each real image: whether a fake one lies in its neighbourhood."""
+    """For each real image: whether its neighbourhood contains a fake one."""
     realism: Float[Tensor, " m"]
-    """Of each fake image: the most by which the reach of a real image exceeds its distance, over the half of the real
-    images that reach least (Kynkäänniemi et al. 2019, equation 3)."""
+    """For each fake image: the maximum of radius(real) / distance(real, fake) over the half of the real images with the
+    smallest radius; larger is more realistic (Kynkäänniemi et al. 2019, eq. 3)."""
 
     @property
     def precision(self) -> float:
-        """Share of the fake images that look real (Kynkäänniemi et al. 2019)."""
-        return float(self.faithful.double().mean())
+        """Share of the fake images in a real neighbourhood (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
+        return float(self.in_real.double().mean())
 
     @property
     def recall(self) -> float:
-        """Share of the real images that the fake ones could have been (Kynkäänniemi et al. 2019)."""
-        return float(self.recalled.double().mean())
+        """Share of the real images in a fake neighbourhood (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
+        return float(self.in_fake.double().mean())
 
     @property
     def density(self) -> float:
-        """Mean number of real neighbourhoods that a fake image lies in, of k; about 1 at best (Naeem et al. 2020)."""
-        return float(self.crowd.mean())
+        """Mean number of real neighbourhoods around a fake image, divided by k; about 1 at best (Naeem et al. 2020)."""
+        return float(self.local_density.mean())
 
     @property
     def coverage(self) -> float:
-        """Share of the real images with a fake one in their neighbourhood (Naeem et al. 2020)."""
+        """Share of the real neighbourhoods that contain a fake image (Naeem et al. 2020)."""
         return float(self.covered.double().mean())
 
 
 def neighbours(*, real: Features, fake: Features, k: int = 5) -> Neighbours:
-    """Precision, recall, density and coverage, all of one neighbourhood size.
+    """Precision, recall, density, coverage and realism, all with the same neighbourhoods.
 
-    Recall and coverage depend on how many images there are: compare only figures of equally many on each side.
+    Recall and coverage depend on the numbers of images: compare only values for equal numbers in both sets.
+
+    Args:
+        real: Features.
+        fake: Features.
+        k: The radius of a neighbourhood is the distance to the k-th nearest neighbour.
 
     Raises:
-        EvaluationError: As `frechet_distance`, or if a set has no k + 1 images.
+        EvaluationError: As `frechet_distance`, or if a set has fewer than k + 1 images.
     """
     _check_width(real, fake)
     x, y = _checked(real, "the real"), _checked(fake, "the fake")
-    if not 1 <= k < min(len(x), len(y)):
-        raise EvaluationError(f"k = {k} neighbours of {min(len(x), len(y)):,} images there are not; take a smaller k")
-    x, y = x - x.mean(0), y - x.mean(0)  # Closer to 0, the squares below lose fewer digits.
-    slack = 1e-9 * float(x.square().sum(1).mean())  # What lies on the edge lies within, however the squares round.
-    real_reach, fake_reach = _reach(x, k), _reach(y, k)
-    trusted = real_reach <= real_reach.median()
-    faithful, crowd, realism = [], [], []
-    recalled, covered = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
-    for rows, reach in zip(y.split(_ROWS), fake_reach.split(_ROWS), strict=True):
-        apart = _squares(rows, x)
-        within = apart <= real_reach + slack
-        faithful.append(within.any(1))
-        crowd.append(within.double().sum(1) / k)
-        covered |= within.any(0)
-        recalled |= (apart <= reach[:, None] + slack).any(0)
-        realism.append((real_reach[trusted] / apart[:, trusted].clamp(min=slack)).amax(1).sqrt())
-    return Neighbours(k, torch.cat(faithful), recalled, torch.cat(crowd), covered, torch.cat(realism))
+    if k < 1 or (n := min(len(x), len(y))) <= k:
+        raise EvaluationError(
+            f"k = {k} must be at least 1" if k < 1 else f"k = {k} needs at least {k + 1} images; got {n}"
+        )
+    x, y = x - x.mean(0), y - x.mean(0)  # Smaller numbers lose fewer digits when squared.
+    slack = 1e-9 * float(x.square().sum(1).mean())  # Counts an image on the edge as inside, whatever the rounding.
+    real_radius, fake_radius = _squared_radius(x, k), _squared_radius(y, k)
+    small = real_radius <= real_radius.median()
+    in_real, local_density, realism = [], [], []
+    in_fake, covered = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
+    for rows, radius in zip(y.split(_ROWS), fake_radius.split(_ROWS), strict=True):
+        distance = _squared_distances(rows, x)
+        inside = distance <= real_radius + slack
+        in_real.append(inside.any(1))
+        local_density.append(inside.double().sum(1) / k)
+        covered |= inside.any(0)
+        in_fake |= (distance <= radius[:, None] + slack).any(0)
+        realism.append((real_radius[small] / distance[:, small].clamp(min=slack)).amax(1).sqrt())
+    return Neighbours(k, torch.cat(in_real), in_fake, torch.cat(local_density), covered, torch.cat(realism))
 
 
 def share_estimate(hits: Bool[Tensor, " n"]) -> Estimate:
-    """A share of independent images with its 95% interval (Wilson 1927)."""
+    """A share of independent images with its 95% confidence interval (Wilson 1927)."""
     n, share, z = len(hits), float(hits.double().mean()), _NORMAL_95
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     margin = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
@@ -231,41 +245,39 @@ def share_estimate(hits: Bool[Tensor, " n"]) -> Estimate:
 
 
 def mean_estimate(values: Float[Tensor, " n"]) -> Estimate:
-    """A mean over independent images with its 95% interval."""
+    """A mean over independent images with its 95% confidence interval."""
     mean, margin = float(values.mean()), _NORMAL_95 * float(values.std()) / len(values) ** 0.5
     return Estimate(mean, mean - margin, mean + margin)
 
 
 def _weighted_gaussian(x: Float[Tensor, "n d"], counts: Float[Tensor, " n"]) -> Gaussian:
-    """Mean and unbiased covariance of a set in which row i is there ``counts[i]`` times."""
+    """Mean and unbiased covariance of a set that contains row i ``counts[i]`` times."""
     total = counts.sum()
     mean = counts @ x / total
     centred = x - mean
     return Gaussian(mean, centred.T @ (centred * counts[:, None]) / (total - 1))
 
 
-def _reach(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
+def _squared_radius(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
     """Squared distance of each row to its k-th nearest other row."""
-    return torch.cat([_squares(rows, x).topk(k + 1, largest=False).values[:, -1] for rows in x.split(_ROWS)])
+    return torch.cat([_squared_distances(rows, x).topk(k + 1, largest=False).values[:, -1] for rows in x.split(_ROWS)])
 
 
-def _squares(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
-    """Squared distances of every row to every row."""
+def _squared_distances(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
+    """Squared distance of every row of x to every row of y."""
     return torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2).add_(x.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def _checked(features: Features, whose: str) -> Float[Tensor, "n d"]:
-    """Features in float64, if a distance of them can be sound."""
+    """Features in float64, after checks."""
     x = features.cpu().double() if isinstance(features, Tensor) else torch.from_numpy(np.array(features, np.float64))
     n, d = x.shape
     if n < 2 * d:
-        raise EvaluationError(
-            f"{whose} {n:,} images are too few for {d} features: a sound score needs {2 * d:,} or more"
-        )
+        raise EvaluationError(f"{whose} {n:,} images are too few for {d} features: a score needs {2 * d:,} or more")
     if not x.isfinite().all():
-        raise EvaluationError(f"{whose} images' features are not all finite; mend the images")
+        raise EvaluationError(f"{whose} images' features are not all finite; fix the images")
     if bool((x == x[0]).all()):
-        raise EvaluationError(f"{whose} {n:,} images are all alike; there is no score of a constant set")
+        raise EvaluationError(f"{whose} {n:,} images are all equal; a constant set has no score")
     return x
 
 
@@ -273,5 +285,5 @@ def _check_width(real: Features | Gaussian, fake: Features) -> None:
     width = len(real.mean) if isinstance(real, Gaussian) else real.shape[1]
     if width != fake.shape[1]:
         raise EvaluationError(
-            f"the real images have {width} features and the fake ones {fake.shape[1]}; take both of one network"
+            f"the real images have {width} features and the fake ones {fake.shape[1]}; use the same network for both"
         )

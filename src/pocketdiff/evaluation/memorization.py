@@ -1,7 +1,8 @@
-"""The nearest training image of an image: whether a model draws, or remembers.
+"""Nearest training images: does a model generate, or does it copy its training data?
 
-Distances are root mean square differences of pixels, of 255 grey levels, at the best of all shifts by up to two pixels
-each way; what is shifted out on one side comes in on the other, which for strokes on an empty border changes nothing.
+The distance between two images is the root mean square difference of their pixels, in grey levels (0 to 255), minimized
+over circular shifts by up to two pixels in each direction. For strokes on an empty border a circular shift is a plain
+shift.
 """
 
 from collections.abc import Iterator
@@ -14,37 +15,38 @@ from torch import Tensor
 _SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 _CANDIDATES = 200
 _MAGNITUDES = 64
-_USUAL = 10
-"""How many test images a class's usual distance is made of at least."""
+_MIN_TYPICAL = 10
+"""The fewest test images for a class's own typical distance; a class with fewer uses that of all test images."""
 QUANTILE = 0.01
-"""The share of the test split that counts as near to the training split."""
+"""The share of test images that count as near a training image, which sets the threshold."""
 _FEW, _SOME, _MANY = 20, 100, 2000
-"""Images at once where each meets its candidates, where each meets all, and where each is alone."""
+"""Batch sizes: comparing pixels with candidates, comparing bounds with all training images, and computing bounds."""
 
 
 class Nearest(NamedTuple):
-    """The nearest of a set of images, for each of some others."""
+    """For each query image, its nearest image in a set."""
 
     distance: Float[Tensor, " m"]
     which: Int[Tensor, " m"]
+    """Its index in the set."""
 
     @classmethod
     def joined(cls, parts: list["Nearest"]) -> "Nearest":
-        """Many as one."""
+        """The concatenation of several."""
         return cls(torch.cat([part.distance for part in parts]), torch.cat([part.which for part in parts]))
 
     def at(self, order: Int[Tensor, " m"]) -> "Nearest":
-        """The same in another order."""
+        """The entries at these indices."""
         return Nearest(self.distance[order], self.which[order])
 
 
 class NearestImages:
-    """Finds the nearest of a set of images.
+    """Finds the nearest image of a set.
 
-    A shift leaves the magnitudes of an image's Fourier transform as they are, so no shift brings two images nearer to
-    one another than their magnitudes are (Parseval). The training images whose magnitudes are nearest are then compared
-    pixel by pixel. A copy, shifted or not, has the same magnitudes, so it is found unless over 200 training images are
-    themselves shifts of one another; of MNIST's test digits 99.5% have their true nearest among the 200.
+    A circular shift does not change the magnitudes of an image's Fourier transform. So the distance between magnitudes
+    is a lower bound of the distance between images at any shift (Parseval). The 200 images with the smallest bounds are
+    compared pixel by pixel. A copy, shifted or not, has bound 0, so it is found unless more than 200 training images
+    are shifts of each other. For 99.5% of MNIST's test digits the true nearest image is among the 200.
 
     Args:
         images: The training images.
@@ -59,7 +61,7 @@ class NearestImages:
         self.bound_energy = self.bounds.square().sum(1)
 
     def of(self, queries: UInt8[Tensor, "m c h w"]) -> Iterator[Nearest]:
-        """The nearest image of each query, some at a time."""
+        """Yields the nearest image of each query, batch by batch."""
         for chunk in queries.split(_SOME):
             apart = torch.addmm(self.bound_energy[None], self._bound(chunk), self.bounds.T, alpha=-2)
             found = apart.topk(min(_CANDIDATES, len(self.images)), largest=False, sorted=False).indices
@@ -67,26 +69,26 @@ class NearestImages:
             yield Nearest.joined([self._among(few, candidates) for few, candidates in parts])
 
     def _bound(self, images: UInt8[Tensor, "m c h w"]) -> Float[Tensor, "m s"]:
-        """The strongest magnitudes, and the length of all the others: points that are no farther apart than images."""
+        """The strongest magnitudes and the norm of all others: their distance is a lower bound of the images'."""
         magnitudes = _magnitudes(images)
         strongest = magnitudes[:, self.strongest]
         rest = magnitudes.index_fill(1, self.strongest, 0).norm(dim=1, keepdim=True)
         return torch.cat([strongest, rest], 1)
 
     def _among(self, queries: UInt8[Tensor, "m c h w"], candidates: Int[Tensor, "m k"]) -> Nearest:
-        """The nearest of each query's candidates, over all shifts."""
+        """The nearest of each query's candidates over all shifts."""
         shifted = torch.stack([queries.roll(shift, (2, 3)) for shift in _SHIFTS], 1).flatten(2).float()
         products = torch.bmm(shifted, self.images[candidates].float().mT).amax(1)
         energy = shifted[:, 0].square().sum(1, keepdim=True)
         best = (energy + self.energy[candidates] - 2 * products).argmin(1, keepdim=True)
         which = candidates.gather(1, best)[:, 0]
-        # Once more by differences, for those sums are beyond what float32 holds exactly, and a copy is at distance 0.
+        # Those sums are too large for float32 to hold exactly; differences give a copy the distance 0.
         apart = (shifted - self.images[which].float()[:, None]).square().mean(2).amin(1)
         return Nearest(apart.sqrt(), which)
 
 
 def nearest_features(queries: Float[Tensor, "m d"], features: Float[Tensor, "n d"]) -> Nearest:
-    """The nearest of a set of features, for each query."""
+    """The nearest row of ``features`` for each query, by Euclidean distance."""
     energy = features.square().sum(1)
     parts = []
     for rows in queries.split(_MANY):
@@ -96,45 +98,46 @@ def nearest_features(queries: Float[Tensor, "m d"], features: Float[Tensor, "n d
 
 
 class Nearness(NamedTuple):
-    """How near is near: a measure made of what the test images, of which none was copied, come to.
+    """A scale for distances, and a threshold for "near", both from the test split, which no model has seen.
 
-    A thin stroke is near to many others and a wide one to few, so every distance is taken relative to what is usual
-    among the test images that are nearest to the same class.
+    A thin stroke is near many others and a wide one near few. So each distance is divided by the typical distance of
+    the test images whose nearest training image has the same class.
     """
 
     test: Nearest
-    """Each test image's nearest training image."""
+    """The nearest training image of each test image."""
     labels: Int[Tensor, " n"]
-    """Of the training images."""
-    usual: Float[Tensor, " k"]
-    """The test images' median distance to a nearest image of each class; of any class where they are few."""
+    """Labels of the training images."""
+    typical: Float[Tensor, " k"]
+    """Median distance of the test images whose nearest training image has this class; over all classes if these are
+    few."""
     threshold: float
-    """The relative distance that one test image in a hundred does not exceed."""
+    """The 1% quantile of the test images' relative distances."""
 
     @classmethod
     def of(cls, test: Nearest, labels: Int[Tensor, " n"]) -> "Nearness":
-        """Measures the test images."""
+        """The scale and the threshold that these test images give."""
         classes = labels[test.which]
         parts = [test.distance[classes == label] for label in range(int(labels.max()) + 1)]
-        usual = torch.stack([(part if len(part) >= _USUAL else test.distance).median() for part in parts])
-        usual = usual.clamp(min=1e-6)  # Where most test images are copies, a copy is still at no distance.
-        return cls(test, labels, usual, float((test.distance / usual[classes]).quantile(QUANTILE)))
+        typical = torch.stack([(part if len(part) >= _MIN_TYPICAL else test.distance).median() for part in parts])
+        typical = typical.clamp(min=1e-6)  # Where most test images are copies, a copy's relative distance is still 0.
+        return cls(test, labels, typical, float((test.distance / typical[classes]).quantile(QUANTILE)))
 
     def relative(self, nearest: Nearest) -> Float[Tensor, " m"]:
-        """Distances by what is usual: 1 for half of the test images."""
-        return nearest.distance / self.usual[self.labels[nearest.which]]
+        """Distances divided by the typical one: 1 is the median of the test images."""
+        return nearest.distance / self.typical[self.labels[nearest.which]]
 
     def near(self, nearest: Nearest) -> Bool[Tensor, " m"]:
-        """Which images are as near to a training image as one test image in a hundred."""
+        """Whether each relative distance is at most the threshold, as it is for 1% of the test images."""
         return self.relative(nearest) <= self.threshold
 
 
 def _magnitudes(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n s"]:
-    """The magnitudes of each image's Fourier transform, weighted so that their distances are bounds for pixels'."""
+    """Magnitudes of each image's Fourier transform, weighted so that their norm is that of the pixels."""
     width = images.shape[3]
     spectrum = torch.fft.rfft2(images.float(), norm="ortho").abs()
-    weight = torch.full((spectrum.shape[3],), 2.0).sqrt()  # Half of the spectrum stands for both halves
+    weight = torch.full((spectrum.shape[3],), 2.0).sqrt()  # The other half of the spectrum is its mirror image,
     weight[0] = 1.0
     if width % 2 == 0:
-        weight[-1] = 1.0  # but for the columns that are their own mirror image.
+        weight[-1] = 1.0  # except for the columns that mirror themselves.
     return (spectrum * weight).flatten(1)

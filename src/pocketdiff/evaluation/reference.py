@@ -1,6 +1,6 @@
-"""A data set as scores see it: its features, and how near its test split comes to its training split."""
+"""The reference of a score: features of a data set, and the distances between its test and training splits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
@@ -11,36 +11,48 @@ from torch import Tensor
 
 from pocketdiff import rng
 from pocketdiff.data import Dataset
-from pocketdiff.evaluate.classifiers import NUM_FEATURES, Classifiers, features
-from pocketdiff.evaluate.distances import Gaussian
-from pocketdiff.evaluate.memorization import Nearest, NearestImages, Nearness, nearest_features
+from pocketdiff.evaluation.classifiers import MIN_IMAGES, Classifiers, features
+from pocketdiff.evaluation.distances import Gaussian
+from pocketdiff.evaluation.memorization import Nearest, NearestImages, Nearness, nearest_features
+from pocketdiff.progress import Progress, silent
 
-LEAST = 2 * NUM_FEATURES
-"""The fewest images that can be scored."""
-
-Track = Callable[[str, int, int], None]
-"""Told how much of a piece of work is done: its name, the images done, the images in all."""
 Chunk = TypeVar("Chunk", Tensor, Nearest)
 
 
-def untracked(_what: str, _done: int, _total: int) -> None:
-    """Tells nobody."""
+class Choice(IntEnum):
+    """What a subset is for; choices for different purposes are independent."""
+
+    TRAIN = 0
+    TEST = 1
+    CAS = 2
+    SHOWN = 3
+    GIVEN = 4
 
 
-def tracked(chunks: Iterable[Chunk], what: str, total: int, track: Track) -> list[Chunk]:
-    """All that comes, with word of the progress."""
-    done, gathered = 0, []
-    track(what, 0, total)
+def choose(total: int, n: int, purpose: Choice, seed: int = 0) -> Int[Tensor, " m"]:
+    """Random indices of n of ``total`` images (all if there are fewer), in increasing order."""
+    return rng.permutation(seed, rng.Stream.SAMPLE, purpose, total)[:n].sort().values
+
+
+def gathered(chunks: Iterable[Chunk], what: str, total: int, progress: Progress) -> list[Chunk]:
+    """All chunks as a list; reports the progress."""
+    done, found = 0, []
+    progress(what, 0, total)
     for chunk in chunks:
-        gathered.append(chunk)
+        found.append(chunk)
         done += len(chunk if isinstance(chunk, Tensor) else chunk.distance)
-        track(what, done, total)
-    return gathered
+        progress(what, done, total)
+    return found
+
+
+def prefixed(progress: Progress, prefix: str, what: str, done: int, total: int) -> None:
+    """Reports progress under a longer name."""
+    progress(prefix + what, done, total)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The training images as something to be remembered, and how near to them the test images are."""
+    """The training images to search for copies, and how near the test images are to them."""
 
     images: NearestImages
     pixels: Nearness
@@ -49,66 +61,46 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are scored against; made once for any number of scores."""
+    """What images are scored against; one reference serves any number of scores."""
 
     data: Dataset
     classifiers: Classifiers
     train_features: Float[Tensor, "n d"]
     train: Gaussian
     test: Gaussian | None
-    """None where there are fewer than `LEAST` test images."""
+    """None if there are fewer than `MIN_IMAGES` test images."""
     memory: Memory | None
-    """None where it was not asked for, or where there are too few test images."""
+    """None if it was not requested, or if there are fewer than `MIN_IMAGES` test images."""
 
     @classmethod
     def of(
-        cls, data: Dataset, classifiers: Classifiers, memorization: bool = True, track: Track = untracked
+        cls, data: Dataset, classifiers: Classifiers, memorization: bool = True, progress: Progress = silent
     ) -> "Reference":
-        """Looks at every image of a data set.
-
-        Args:
-            data: The data set.
-            classifiers: Its own.
-            memorization: Whether to look also for each test image's nearest training image.
-            track: Told of the progress.
+        """The reference of a data set. With ``memorization`` it finds each test image's nearest training image.
 
         Raises:
-            EvaluationError: If there are fewer than `LEAST` training images, or all are alike.
+            EvaluationError: If there are fewer than `MIN_IMAGES` training images, or all of them are equal.
         """
         net = classifiers.features.net
         train, test = (
-            torch.cat(tracked(features(net, part.pixels), f"features of the {name} split", len(part), track))
+            torch.cat(gathered(features(net, part.pixels), f"features of the {name} split", len(part), progress))
             for name, part in (("training", data.train), ("test", data.test))
         )
-        if len(test) < LEAST:
-            return cls(data, classifiers, train, Gaussian.of(train), None, None)
-        memory, labels = None, data.train.labels
-        if memorization:
-            images = NearestImages(data.train.pixels)
-            near = tracked(images.of(data.test.pixels), "nearest training image of each test image", len(test), track)
-            in_features = nearest_features(test, train)
-            memory = Memory(images, Nearness.of(Nearest.joined(near), labels), Nearness.of(in_features, labels))
-        return cls(data, classifiers, train, Gaussian.of(train), Gaussian.of(test), memory)
+        memory, few = None, len(test) < MIN_IMAGES
+        if memorization and not few:
+            images, what = NearestImages(data.train.pixels), "nearest training image of each test image"
+            pixels = Nearest.joined(gathered(images.of(data.test.pixels), what, len(test), progress))
+            both = (Nearness.of(nearest, data.train.labels) for nearest in (pixels, nearest_features(test, train)))
+            memory = Memory(images, *both)
+        return cls(data, classifiers, train, Gaussian.of(train), None if few else Gaussian.of(test), memory)
 
     def train_part(self, n: int) -> Int[Tensor, " m"]:
-        """Which training images stand for all of them where n images are compared with as many; always the same."""
-        return part_of(len(self.train_features), n, Part.TRAIN)
+        """Indices of n training images to compare with, or of all of them; always the same."""
+        return choose(len(self.train_features), n, Choice.TRAIN)
 
     def test_part(self, n: int) -> Int[Tensor, " m"]:
-        """Which test images are as many as n images, or all if they are not so many; always the same."""
-        return part_of(len(self.data.test), n, Part.TEST)
+        """Indices of n test images for the real baseline, or of all of them; always the same."""
+        return choose(len(self.data.test), n, Choice.TEST)
 
 
-class Part(IntEnum):
-    """What some of more images are chosen for: each choice is independent of the others."""
-
-    TRAIN = 0
-    TEST = 1
-    AS_MANY = 2
-    SHOWN = 3
-    GIVEN = 4
-
-
-def part_of(total: int, n: int, part: Part, seed: int = 0) -> Int[Tensor, " m"]:
-    """Which n of ``total`` images are chosen, or all if there are not so many; in their order."""
-    return rng.permutation(seed, rng.Stream.SAMPLE, part, total)[:n].sort().values
+LEAST = MIN_IMAGES

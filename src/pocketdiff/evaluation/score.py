@@ -1,294 +1,320 @@
-"""The score of a set of images: distances and shares, whole and by class, and beside them what real images score."""
+"""Scores: the table of metrics, and what they are computed from.
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+Add a metric before a score is made, and it appears in tables, pages, JSON, comparisons, sweeps and a run's log::
+
+    def contrast(m: Measurements) -> Estimate:
+        return mean_estimate(m.sample.pixels.double().flatten(1).std(1))
+
+    METRICS["contrast"] = Metric("contrast", "mean standard deviation of an image's pixels", contrast)
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from pocketdiff import rng
-from pocketdiff.data import DataInfo, Dataset, Images
-from pocketdiff.evaluate.classifiers import build, features, read, train_classifier, training_length
-from pocketdiff.evaluate.distances import (
+from pocketdiff.data import Dataset, Images
+from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation.classifiers import build, features, read, train_classifier, training_length
+from pocketdiff.evaluation.distances import (
     Estimate,
-    EvaluationError,
+    Neighbours,
     frechet_estimate,
     kernel_estimate,
     mean_estimate,
     neighbours,
     share_estimate,
 )
-from pocketdiff.evaluate.memorization import Nearest, nearest_features
-from pocketdiff.evaluate.reference import LEAST, Memory, Part, Reference, Track, part_of, tracked, untracked
-from pocketdiff.generate import ImageModel
+from pocketdiff.evaluation.memorization import Nearest, nearest_features
+from pocketdiff.evaluation.records import ClassRecord, Metrics, metered
+from pocketdiff.evaluation.reference import Choice, Reference, choose, gathered
+from pocketdiff.evaluation.sample import Sample, check_sample
+from pocketdiff.progress import Progress, silent
+from pocketdiff.registry import Registry
 
 K = 5
 """Neighbourhood size of precision, recall, density and coverage, as in Naeem et al. 2020."""
+MAIN = ("frechet_train", "accuracy", "recall")
+"""The metrics in the plots of a run and of a sweep."""
 _CLASS_RESAMPLES = 100
-"""Half of the usual: a score has as many of these intervals as classes."""
-METRICS = (
-    "frechet_train", "frechet_test", "frechet_classes", "kernel_train", "precision", "recall", "density", "coverage",
-    "accuracy", "memorized_share", "memorized_share_features",
-)  # fmt: skip
-
-Metrics = dict[str, Estimate | None]
-"""A figure for each of `METRICS`; None where the images allow none."""
+"""Bootstrap resamples for one class: half as many as elsewhere."""
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Images to be scored, and the class that each should show, if that is known."""
+class Measurements:
+    """What metrics are computed from. Each part is computed when a metric first needs it.
 
-    pixels: UInt8[Tensor, "n c h w"]
-    labels: Int[Tensor, " n"] | None = None
+    Args:
+        sample: The images. They are kept in their canonical order, so the given order does not matter.
+        reference: What they are scored against.
+        seed: Of bootstraps and choices.
+        progress: Called while it works.
+    """
 
-    def __len__(self) -> int:
-        return len(self.pixels)
+    def __init__(self, sample: Sample, reference: Reference, seed: int = 0, progress: Progress = silent) -> None:
+        self.order = sample.canonical_order()
+        self.sample, self.reference, self.seed, self.progress = sample.at(self.order), reference, seed, progress
+        self.cas: Metrics = {}
+        """The result of `train_on_synthetic`, if it was requested."""
+
+    @cached_property
+    def features(self) -> Float[Tensor, "n d"]:
+        """Features of the images."""
+        found = features(self.reference.classifiers.features.net, self.sample.pixels)
+        return torch.cat(gathered(found, "features", len(self.sample), self.progress))
+
+    @cached_property
+    def read(self) -> Int[Tensor, " n"]:
+        """The class that the reader assigns to each image."""
+        found = read(self.reference.classifiers.reader.net, self.sample.pixels)
+        return torch.cat(gathered(found, "reading labels", len(self.sample), self.progress))
+
+    @cached_property
+    def real(self) -> Float[Tensor, "m d"]:
+        """Features of as many training images, or of all of them."""
+        return self.reference.train_features[self.reference.train_part(len(self.sample))]
+
+    @cached_property
+    def beside_test(self) -> Float[Tensor, "m d"]:
+        """Features to compare with the test split: the images', but training images' for the real baseline."""
+        return self.features
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Neighbourhoods of the images and of as many training images."""
+        return neighbours(real=self.real, fake=self.features, k=K)
+
+    @cached_property
+    def classes(self) -> dict[str, ClassRecord]:
+        """The score of each class; empty without labels."""
+        names, labels = self.reference.data.info.classes, self.sample.labels
+        return {} if labels is None else {names[index]: self._class(index) for index in labels.unique().tolist()}
+
+    def _class(self, index: int) -> ClassRecord:
+        of_class, names = self.sample.labels == index, self.reference.data.info.classes
+        real, fake = self.reference.train_features[self.reference.data.train.labels == index], self.features[of_class]
+        metrics: Metrics = {"frechet_train": None, "accuracy": share_estimate(self.read[of_class] == index)}
+        with contextlib.suppress(EvaluationError):  # One of the sets may be too small or constant.
+            metrics["frechet_train"] = frechet_estimate(
+                real=real, fake=fake, seed=self.seed, resamples=_CLASS_RESAMPLES
+            )
+        counts = torch.bincount(self.read[of_class]).tolist()
+        read_as = {names[other]: count for other, count in enumerate(counts) if count}
+        return ClassRecord(**metered(metrics), images=len(fake), read_as=read_as, real_baseline={})
+
+    @cached_property
+    def nearest(self) -> Nearest | None:
+        """The nearest training image of each image; None if the reference has no memory."""
+        if (memory := self.reference.memory) is None:
+            return None
+        found = memory.images.of(self.sample.pixels)
+        return Nearest.joined(gathered(found, "nearest training images", len(self.sample), self.progress))
+
+    @cached_property
+    def nearest_features(self) -> Nearest:
+        """The same by distance in feature space."""
+        return nearest_features(self.features, self.reference.train_features)
 
 
-class ClassScore(NamedTuple):
-    """The score of one class's images."""
+@dataclass(frozen=True)
+class Metric:
+    """An entry of `METRICS`."""
 
     name: str
-    images: int
-    frechet_train: Estimate | None
-    """To the class's training images; None where there are too few of either."""
-    accuracy: Estimate
-    read_as: dict[str, int]
-    """How many of them are read as each class, the classes that none is read as left out."""
+    meaning: str
+    """What the value is, in words that can follow a colon."""
+    compute: Callable[[Measurements], Estimate | None]
+    """The value with its 95% confidence interval; None if the images do not allow it."""
+    share: bool = False
+    """Whether it is a share, shown in percent."""
+    lower_is_better: bool | None = False
+    """None if neither direction is better."""
+    compared: bool = True
+    """Whether comparisons show it."""
+    swept: bool = True
+    """Whether sweeps show it."""
+
+    def text(self, value: float | None, sign: str = "") -> str:
+        """A value as tables show it; with ``sign="+"`` always signed."""
+        if value is None:
+            return ""
+        digits = ".2%" if self.share else ".0f" if abs(value) >= 1000 else ".3g" if abs(value) >= 0.01 else ".4f"
+        return f"{value:{sign}{digits}}"
+
+    def interval(self, estimate: Estimate | None, sign: str = "") -> str:
+        """A confidence interval as tables show it."""
+        return "" if estimate is None else f"{self.text(estimate.low, sign)} to {self.text(estimate.high, sign)}"
+
+    def reading(self) -> str:
+        """One sentence on how to read the value."""
+        better = {True: "; lower is better", False: "; higher is better", None: ""}[self.lower_is_better]
+        return f"{self.name[0].upper()}{self.name[1:]}: {self.meaning}{better}."
 
 
 @dataclass(frozen=True)
 class Score:
-    """What `score` gives; a figure for each image stands in the order of the images."""
+    """The score of a set of images. Tensors hold one entry per image, in the order of the images."""
 
     metrics: Metrics
-    classes: list[ClassScore]
-    """Empty where no labels are known."""
-    confusion: Int[Tensor, "k k"] | None
-    """How many images of each class, a row, are read as each class, a column."""
+    classes: dict[str, ClassRecord]
     realism: Float[Tensor, " n"]
-    """Of each image: how many times nearer it could be to a real image and yet be as far as that one's neighbours."""
+    """Realism score (Kynkäänniemi et al. 2019, eq. 3): larger is more realistic."""
     read: Int[Tensor, " n"]
-    """The class that the reader sees in each image."""
     nearest: Nearest | None
-    """Each image's nearest training image; None where memorization was not asked for."""
 
 
-def score(sample: Sample, reference: Reference, seed: int = 0, track: Track = untracked) -> Score:
-    """Scores images against a data set.
-
-    The figures do not depend on the order of the images, which are brought into one of their own.
+def score(
+    sample: Sample, reference: Reference, seed: int = 0, *, cas: bool = False, progress: Progress = silent
+) -> Score:
+    """Scores images against a data set. The order of the images does not matter.
 
     Args:
-        sample: At least `LEAST` images, of the data's shape.
-        reference: What they are scored against. If it has a memory, each image's nearest training image is looked for,
-            which takes longer than all the rest.
+        sample: At least `MIN_IMAGES` images with the shape of the data.
+        reference: What they are scored against. If it has a memory, the search for the nearest training images takes
+            longer than everything else.
         seed: Of the bootstrap.
-        track: Told of the progress.
+        cas: Whether to compute the classification accuracy score too, which trains two classifiers.
+        progress: Called while it works.
 
     Raises:
-        EvaluationError: If no sound score can be made: the images are too few, all alike, or of another shape.
+        EvaluationError: If the images are too few, all equal, or of another shape, or a metric gives no valid estimate.
     """
-    check(sample, reference.data.info)
-    order = _canonical(sample)
-    pixels, labels = sample.pixels[order], None if sample.labels is None else sample.labels[order]
-    n, nets = len(pixels), reference.classifiers
-    fake = torch.cat(tracked(features(nets.features.net, pixels), "features", n, track))
-    seen = torch.cat(tracked(read(nets.reader.net, pixels), "reading labels", n, track))
-    real = reference.train_features[reference.train_part(n)]
-    around = neighbours(real=real, fake=fake, k=K)
-    metrics: Metrics = {
-        **dict.fromkeys(METRICS),
-        "frechet_train": frechet_estimate(real=reference.train, fake=fake, seed=seed),
-        "frechet_test": None if reference.test is None else frechet_estimate(real=reference.test, fake=fake, seed=seed),
-        "kernel_train": kernel_estimate(real=real, fake=fake),
-        "precision": share_estimate(around.faithful),
-        "recall": share_estimate(around.recalled),
-        "density": mean_estimate(around.crowd),
-        "coverage": share_estimate(around.covered),
-    }
-    classes, confusion, nearest = [], None, None
-    if labels is not None:
-        metrics["accuracy"] = share_estimate(seen == labels)
-        k = len(reference.data.info.classes)
-        confusion = torch.bincount(labels * k + seen, minlength=k * k).reshape(k, k)
-        classes = [_class_score(index, fake, labels, seen, reference, seed) for index in labels.unique().tolist()]
-        metrics["frechet_classes"] = _mean_of([row.frechet_train for row in classes])
-    if (memory := reference.memory) is not None:
-        nearest = Nearest.joined(tracked(memory.images.of(pixels), "nearest training images", n, track))
-        metrics |= _memorized(memory, nearest, nearest_features(fake, reference.train_features))
-    back = order.argsort()
-    return Score(
-        metrics, classes, confusion, around.realism[back], seen[back], None if nearest is None else nearest.at(back)
-    )
+    check_sample(sample, reference.data.info)
+    m = Measurements(sample, reference, seed, progress)
+    if cas:
+        m.cas = train_on_synthetic(sample, reference.data, seed, progress)
+    return _scored(m)
 
 
-def floor(reference: Reference, n: int, seed: int = 0, track: Track = untracked) -> Score | None:
-    """What as many real test images score, or all if there are not so many: no model can be expected to do better.
+def real_baseline(reference: Reference, n: int, seed: int = 0, progress: Progress = silent) -> Score | None:
+    """The score of n test images, or all if there are fewer: no model can be expected to do better.
 
-    To the test split itself it is as many training images whose distance is given. None where there are fewer than
-    `LEAST` test images.
+    Its distance to the test split is that of as many training images. None if there are fewer than `MIN_IMAGES` test
+    images.
     """
     if reference.test is None:
         return None
-    part = reference.test_part(n)
-    test = reference.data.test
-    scored = score(Sample(test.pixels[part], test.labels[part]), replace(reference, memory=None), seed, track)
+    part, test = reference.test_part(n), reference.data.test
+    m = Measurements(Sample(test.pixels[part], test.labels[part]), reference, seed, progress)
+    m.beside_test = m.real
     if (memory := reference.memory) is not None:
-        scored.metrics.update(_memorized(memory, memory.pixels.test.at(part), memory.features.test.at(part)))
-    fake = reference.train_features[reference.train_part(n)]
-    scored.metrics["frechet_test"] = frechet_estimate(real=reference.test, fake=fake, seed=seed)
-    return scored
+        m.nearest = memory.pixels.test.at(part[m.order])
+        m.nearest_features = memory.features.test.at(part[m.order])
+    return _scored(m)
 
 
-def controls(reference: Reference, n: int, seed: int = 0) -> dict[str, Sample]:
-    """Images that must score worse than real ones, each made of as many test images.
-
-    Noise: every pixel an independent draw. Blurred: a Gaussian of one pixel. Shuffled labels: the images as they are,
-    with one another's labels, which only accuracy and the classes' distances can tell.
-    """
-    part = reference.test_part(n)
-    pixels, labels = reference.data.test.pixels[part], reference.data.test.labels[part]
-    drawn = rng.generator(seed, rng.Stream.CONTROL)
-    noise = torch.from_numpy(drawn.integers(0, 256, tuple(pixels.shape), dtype=np.uint8))
-    shuffled = labels[torch.from_numpy(drawn.permutation(len(labels)))]
-    return {
-        "noise": Sample(noise, labels),
-        "blurred": Sample(_blurred(pixels), labels),
-        "shuffled_labels": Sample(pixels, shuffled),
-    }
+def _scored(m: Measurements) -> Score:
+    metrics: Metrics = {}
+    for key, metric in all_metrics().items():
+        estimate = metrics[key] = metric.compute(m)
+        if estimate is not None and not -math.inf < estimate.low <= estimate.value <= estimate.high < math.inf:
+            raise EvaluationError(
+                f"the metric {key} gives {tuple(estimate)}, which is not a value in a finite interval"
+            )
+    back = m.order.argsort()
+    return Score(metrics, m.classes, m.neighbours.realism[back], m.read[back], m.nearest and m.nearest.at(back))
 
 
-def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, track: Track = untracked) -> dict[str, Estimate]:
-    """Trains a new reader on the images, and another on as many training images; both read the real test split.
+def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, progress: Progress = silent) -> Metrics:
+    """Trains a reader on the images and another on as many training images; tests both on the real test split.
 
-    The classification accuracy score of Ravuri and Vinyals 2019, with the bar beside it.
+    Source: the classification accuracy score of Ravuri and Vinyals 2019.
 
     Returns:
-        The share of the test split that each reads right, as ``cas`` and ``cas_real``.
+        Both test accuracies, as ``cas`` and ``cas_real``.
 
     Raises:
         EvaluationError: If the images have no labels.
     """
     if sample.labels is None:
-        raise EvaluationError("without labels no classifier can learn from the images; give images with labels")
-    order = _canonical(sample)
+        raise EvaluationError("without labels no classifier can learn from the images; use images with labels")
+    order, part = sample.canonical_order(), choose(len(data.train), len(sample), Choice.CAS, seed)
     drawn = Images(sample.pixels[order], sample.labels[order])
-    part = part_of(len(data.train), len(sample), Part.AS_MANY, seed)
     real = Images(data.train.pixels[part], data.train.labels[part])
-    shares = {}
+    shares: Metrics = {}
     for name, images in (("cas", drawn), ("cas_real", real)):
         net = build("reader", data.info)
         for seen in train_classifier(net, images, seed):
-            track(f"training a reader for {name}", seen, training_length(len(images)))
+            progress(f"training a reader for {name}", seen, training_length(len(images)))
         shares[name] = share_estimate(torch.cat(list(read(net, data.test.pixels))) == data.test.labels)
     return shares
 
 
-def check(sample: Sample, info: DataInfo) -> None:
-    """Sees that images can be scored.
-
-    Raises:
-        EvaluationError: If they are too few, all alike, of another shape, or a label is none of the classes.
-    """
-    shape, wanted = tuple(sample.pixels.shape[1:]), (info.channels, info.height, info.width)
-    if shape != wanted:
-        raise EvaluationError(
-            f"the images are {_shape(shape)}, and those of the data {_shape(wanted)}; make them equal"
-        )
-    if len(sample) < LEAST:
-        raise EvaluationError(f"{len(sample):,} images are too few: a sound score needs {LEAST} or more")
-    if bool((sample.pixels == sample.pixels[0]).all()):
-        raise EvaluationError(f"the {len(sample):,} images are all alike; there is no score of a constant set")
-    if sample.labels is not None and not 0 <= int(sample.labels.min()) <= int(sample.labels.max()) < len(info.classes):
-        raise EvaluationError(
-            f"the labels are {int(sample.labels.min())} to {int(sample.labels.max())}, and the data's classes 0 to "
-            f"{len(info.classes) - 1}; give class indices"
-        )
-
-
-def draw(model: ImageModel, reference: Reference, n: int, seed: int, track: Track = untracked) -> Sample:
-    """Images of a model, each class as frequent as in the training split; those of two seeds have no noise in common.
-
-    Args:
-        model: Draws them. If it knows no labels, the images have none.
-        reference: Its data.
-        n: How many.
-        seed: Below 2^31; image i is drawn from the seed ``seed * 2^32 + i``.
-        track: Told of the progress.
-
-    Raises:
-        RequestError: If the sampling cannot be done.
-        SamplingError: If the network gives values that are not finite.
-    """
-    labels = labels_like(reference.data.train.labels, n) if model.conditional else [model.null] * n
-    chunks = model.chunks(labels, range(seed << 32, (seed << 32) + n))
-    pixels = torch.cat(tracked(chunks, "drawing", n, track))
-    return Sample(pixels, torch.tensor(labels) if model.conditional else None)
-
-
-def some_of(sample: Sample, n: int, seed: int) -> Sample:
-    """At most n of the images, chosen by the seed, whatever their order."""
-    if len(sample) <= n:
-        return sample
-    some = _canonical(sample)[part_of(len(sample), n, Part.GIVEN, seed)].sort().values
-    return Sample(sample.pixels[some], None if sample.labels is None else sample.labels[some])
-
-
-def labels_like(labels: Int[Tensor, " t"], n: int) -> list[int]:
-    """As many labels as asked for, each class as frequent among them as among ``labels``, in order."""
-    return labels.sort().values[((torch.arange(n) + 0.5) * len(labels) / n).long()].tolist()
-
-
-def _class_score(index: int, fake: Tensor, labels: Tensor, seen: Tensor, reference: Reference, seed: int) -> ClassScore:
-    of_class, names = labels == index, reference.data.info.classes
-    real, fake = reference.train_features[reference.data.train.labels == index], fake[of_class]
-    try:
-        distance = frechet_estimate(real=real, fake=fake, seed=seed, resamples=_CLASS_RESAMPLES)
-    except EvaluationError:  # Of either there are too few, or all are alike.
-        distance = None
-    counts = torch.bincount(seen[of_class]).tolist()
-    read_as = {names[other]: count for other, count in enumerate(counts) if count}
-    return ClassScore(names[index], len(fake), distance, share_estimate(seen[of_class] == index), read_as)
-
-
-def _mean_of(estimates: list[Estimate | None]) -> Estimate | None:
-    """The mean of independent figures; None if one is missing."""
+def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """The mean of independent estimates; None if one is missing or there are none."""
     known = [estimate for estimate in estimates if estimate is not None]
-    if len(known) < len(estimates):
+    if not known or len(known) < len(estimates):
         return None
     values, lows, highs = (np.array(part) for part in zip(*known, strict=True))
     below, above = (float(np.sqrt(np.square(ends - values).sum()) / len(known)) for ends in (lows, highs))
     return Estimate(float(values.mean()), float(values.mean()) - below, float(values.mean()) + above)
 
 
-def _memorized(memory: Memory, pixels: Nearest, features: Nearest) -> Metrics:
-    return {
-        "memorized_share": share_estimate(memory.pixels.near(pixels)),
-        "memorized_share_features": share_estimate(memory.features.near(features)),
-    }
+def _frechet_test(m: Measurements) -> Estimate | None:
+    real = m.reference.test
+    return None if real is None else frechet_estimate(real=real, fake=m.beside_test, seed=m.seed)
 
 
-def _canonical(sample: Sample) -> Int[Tensor, " n"]:
-    """An order of the images that depends only on what they are."""
-    n = len(sample)
-    labels = np.zeros(n, np.int64) if sample.labels is None else sample.labels.numpy()
-    columns = [labels.astype(">i8").view(np.uint8).reshape(n, 8), sample.pixels.flatten(1).numpy()]
-    rows = np.ascontiguousarray(np.hstack(columns))
-    return torch.from_numpy(rows.view(f"V{rows.shape[1]}")[:, 0].argsort(kind="stable"))
+def _memorized(m: Measurements, in_features: bool) -> Estimate | None:
+    if (memory := m.reference.memory) is None or m.nearest is None:
+        return None
+    near = memory.features.near(m.nearest_features) if in_features else memory.pixels.near(m.nearest)
+    return share_estimate(near)
 
 
-def _blurred(pixels: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-    taps = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
-    kernel = (taps[:, None] * taps / taps.sum() ** 2)[None, None]
-    flat = F.pad(pixels.flatten(0, 1)[:, None].float(), (3, 3, 3, 3), mode="replicate")
-    return F.conv2d(flat, kernel).round().to(torch.uint8).reshape(pixels.shape)
+METRICS: Registry[Metric] = Registry("metric", "pocketdiff.metrics", {
+    "frechet_train": Metric(
+        "Fréchet distance to the training split",
+        "distance between the normal distributions fitted to the features of both sets, 0 at best",
+        lambda m: frechet_estimate(real=m.reference.train, fake=m.features, seed=m.seed), lower_is_better=True),
+    "frechet_test": Metric(
+        "Fréchet distance to the test split", "the same distance to images that no model was trained on",
+        _frechet_test, lower_is_better=True, compared=False, swept=False),
+    "frechet_classes": Metric(
+        "Fréchet distance within classes, mean", "the same distance for each class alone, which detects wrong labels",
+        lambda m: _mean([row.estimate("frechet_train") for row in m.classes.values()]),
+        lower_is_better=True, swept=False),
+    "kernel_train": Metric(
+        "kernel distance to the training split",
+        "maximum mean discrepancy of the features, 0 on average for equal distributions and thus sometimes negative",
+        lambda m: kernel_estimate(real=m.real, fake=m.features), lower_is_better=True, swept=False),
+    "precision": Metric(
+        "precision", "share of the images in the neighbourhood of a real image (fidelity)",
+        lambda m: share_estimate(m.neighbours.in_real), share=True),
+    "recall": Metric(
+        "recall", "share of the real images in the neighbourhood of one of these images (diversity)",
+        lambda m: share_estimate(m.neighbours.in_fake), share=True),
+    "density": Metric(
+        "density", "mean number of real neighbourhoods around an image, divided by k; about 1 for real images",
+        lambda m: mean_estimate(m.neighbours.local_density), lower_is_better=None, compared=False),
+    "coverage": Metric(
+        "coverage", "share of the real images with one of these images in their neighbourhood",
+        lambda m: share_estimate(m.neighbours.covered), share=True, compared=False),
+    "accuracy": Metric(
+        "label accuracy", "share of the images that a second, independent network classifies as their label",
+        lambda m: None if m.sample.labels is None else share_estimate(m.read == m.sample.labels), share=True),
+    "cas": Metric(
+        "train on these, test on real", "accuracy on the real test split of a classifier trained on these images alone",
+        lambda m: m.cas.get("cas"), share=True, swept=False),
+    "cas_real": Metric(
+        "train on real, test on real", "the same for a classifier trained on as many real images",
+        lambda m: m.cas.get("cas_real"), share=True, lower_is_better=None, swept=False),
+    "memorized_share": Metric(
+        "near a training image, in pixels",
+        "share of the images as near to a training image as the nearest 1% of real test images, for their class",
+        lambda m: _memorized(m, in_features=False), share=True, lower_is_better=True, swept=False),
+    "memorized_share_features": Metric(
+        "near a training image, in features", "the same share by distance in feature space",
+        lambda m: _memorized(m, in_features=True), share=True, lower_is_better=True, compared=False, swept=False),
+})  # fmt: skip
+"""The metrics by key, in the order of tables."""
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{height} x {width} pixels {'in grey' if channels == 1 else f'of {channels} channels'}"
+def all_metrics() -> dict[str, Metric]:
+    """All metrics by key, those of installed packages included."""
+    return {key: METRICS.find(key) for key in METRICS.names()}

@@ -1,0 +1,197 @@
+"""What evaluations write as JSON: frozen models, the same for the writer and the reader."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation.distances import Estimate
+from pocketdiff.frozen import Frozen
+from pocketdiff.model import SamplingFacts
+from pocketdiff.records import Amount, Count, Hardware, Summary, Text, Versions
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Interval = tuple[Finite, Finite]
+"""A 95% confidence interval: low, high."""
+Values = dict[Text, Finite | None]
+"""A value by metric; null if the images do not allow it."""
+Metrics = dict[str, Estimate | None]
+"""The same with intervals."""
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for each character that cannot be printed."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def values_of(metrics: Metrics) -> Values:
+    """The values without their intervals."""
+    return {key: estimate and estimate.value for key, estimate in metrics.items()}
+
+
+def metered(metrics: Metrics) -> dict[str, Any]:
+    """The fields of a `Metered`."""
+    intervals = {key: estimate[1:] for key, estimate in metrics.items() if estimate is not None}
+    return {"metrics": values_of(metrics), "intervals": intervals}
+
+
+class Metered(Frozen):
+    """Values of metrics, and the interval of each value that is not null."""
+
+    metrics: Values
+    intervals: dict[Text, Interval]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Metered":
+        for key, value in self.metrics.items():
+            low, high = self.intervals.get(key, (1.0, 0.0))
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"the value of {key} is not inside an interval")
+        return self
+
+    def estimate(self, key: str) -> Estimate | None:
+        """The value of a metric with its interval."""
+        value = self.metrics.get(key)
+        return None if value is None else Estimate(value, *self.intervals[key])
+
+
+class Network(Frozen):
+    """A classifier behind the metrics, and its accuracy on the test split."""
+
+    name: Text
+    sha256: Sha256
+    accuracy: Amount
+
+
+class Drawing(Frozen):
+    """How a model drew the images, and how long it took."""
+
+    how: Text
+    sampling: SamplingFacts
+    seconds: Amount
+    hardware: Hardware
+
+
+class Provenance(Frozen):
+    """Where a score comes from: everything needed to reproduce it."""
+
+    target: Text
+    n: Annotated[int, Field(ge=1)]
+    seed: Count
+    drawing: Drawing | None
+    """None for images that were not drawn here."""
+    data: Text
+    data_sha256: Sha256
+    train_images: Count
+    test_images: Count
+    feature_network: Network
+    label_network: Network
+    k: Count
+    """Neighbourhood size."""
+    compared_with: Count
+    """Training images behind precision, recall, density, coverage and the kernel distance."""
+    baseline_images: Count
+    """Test images behind the real baseline."""
+    seconds: Amount
+    """Time for everything."""
+    hardware: Hardware
+    versions: Versions
+
+    def headline(self, images: str = "images") -> str:
+        """What was scored, and against what, in one line."""
+        words = [f"{self.n:,} {images}", f"seed {self.seed}", *([self.drawing.how] if self.drawing else [])]
+        networks = f"{self.feature_network.name} and {self.label_network.name}"
+        reads = f"which classifies {self.label_network.accuracy:.2%} of the test split correctly"
+        return ", ".join([*words, f"against {self.data} with {networks}, {reads}"])
+
+    def caution(self) -> str:
+        """A sentence if the real baseline has fewer images; else nothing."""
+        if (few := self.baseline_images) >= self.n:
+            return ""
+        remedy = f"for a fair comparison use n = {few} (--n {few})"
+        return f"The test split has only {few:,} images, and distances grow as n shrinks: {remedy}."
+
+
+class ClassRecord(Metered):
+    """The score of the images of one class."""
+
+    images: Count
+    read_as: dict[Text, Count]
+    """How many of the images the reader assigns to each class, without zeros."""
+    real_baseline: Values
+    """What the real images of the class score; empty if there are too few."""
+
+
+class ScoreFile(Metered):
+    """What ``evaluate --json`` writes."""
+
+    real_baseline: Values
+    """What as many real images score; empty if there are too few."""
+    controls: dict[Text, Values]
+    per_class: dict[Text, ClassRecord]
+    """Empty without labels."""
+    provenance: Provenance
+
+    @classmethod
+    def read(cls, path: Path) -> "ScoreFile":
+        """Reads a file.
+
+        Raises:
+            EvaluationError: If there is no such file, or it is not a score.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_context=False)[0]
+            fault = printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")[:200]
+            raise EvaluationError(f"{path}: is not what evaluate --json writes for one model ({fault})") from error
+        except OSError as error:
+            fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise EvaluationError(f"{path}: {fault}; give a run, a model file or a file of evaluate --json") from error
+
+
+class TrialRecord(Metered):
+    """One way of sampling in a sweep."""
+
+    drawing: Drawing
+
+
+class SweepFile(Frozen):
+    """What ``evaluate --json`` writes for a sweep."""
+
+    trials: list[TrialRecord]
+    real_baseline: Values
+    provenance: Provenance
+
+
+class RunRecord(ScoreFile):
+    """One of the models in a comparison."""
+
+    costs: dict[str, float | str | None]
+    training: Summary | None
+    """The run's own summary."""
+
+
+class Difference(Frozen):
+    """The difference of a metric between two runs: the first minus the second."""
+
+    metric: Text
+    runs: tuple[Text, Text]
+    difference: Finite
+    interval: Interval
+    significant: bool
+    """Whether the interval excludes 0."""
+
+
+class ComparisonFile(Frozen):
+    """What ``compare --out`` writes as JSON."""
+
+    runs: dict[Text, RunRecord]
+    differences: list[Difference]
+    pareto_fronts: dict[str, list[Text]]
+    """By cost: the runs that no other run beats in both cost and distance."""
+    how_to_read: dict[str, str]
+    """One sentence per metric."""
+    notes: list[str]
