@@ -18,6 +18,7 @@ from pocketdiff.denoiser import Denoiser
 from pocketdiff.errors import PluginError, RequestError, SamplingError
 from pocketdiff.frozen import Frozen
 from pocketdiff.guidance import DenoiseFn, guide
+from pocketdiff.optim import make_optimizers
 from pocketdiff.registry import plugins
 from pocketdiff.samplers import Step
 from pocketdiff.tensors import write_tensors
@@ -201,15 +202,14 @@ class ImageModel(ABC):
 
     def facts(self) -> dict[str, str]:
         """What ``pocketdiff info`` says of it."""
-        info = self.info
-        colour = "grey" if info.channels == 1 else "RGB"
-        known = info.train_images is not None
+        info, seen = self.info, ""
+        if info.train_images is not None:
+            seen = f"{info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}"
         return {
             "method": self.config.kind,
-            "images": f"{info.height} x {info.width}, {colour}, {len(info.classes)} classes: {', '.join(info.classes)}",
-            "trained on": f"{info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}"
-            if known
-            else "unknown images (the training settings in the config are the original script's)",
+            "images": f"{info.height} x {info.width}, {'grey' if info.channels == 1 else 'RGB'}",
+            "classes": f"{len(info.classes)}: {', '.join(info.classes)}",
+            "trained on": seen or "unknown images; the training settings in the config are the defaults",
             "labels": "draws the requested class" if self.conditional else "draws without labels",
             "weights": f"{self.num_parameters:,}",
             "draws by": f"{self.how()}, {self.nfe():g} network evaluations per image",
@@ -217,10 +217,8 @@ class ImageModel(ABC):
 
     def __repr__(self) -> str:
         info = self.info
-        return (
-            f"{type(self).__name__}({self.config.kind}, {info.height} x {info.width} x {info.channels}, "
-            f"{len(info.classes)} classes, {self.num_parameters:,} weights, {self.how()})"
-        )
+        size = f"{info.height} x {info.width} x {info.channels}, {len(info.classes)} classes"
+        return f"{type(self).__name__}({self.config.kind}, {size}, {self.num_parameters:,} weights, {self.how()})"
 
     def _checked(self, labels: Integers, seeds: Integers | None) -> tuple[list[int], list[int]]:
         wanted = [index(label) for label in labels]
@@ -313,17 +311,9 @@ class DiffusionModel(ImageModel):
 
     def sampling_facts(self) -> SamplingFacts:
         """How it draws, as a record."""
-        way = self.sampling
-        return SamplingFacts(
-            sampler=way.sampler,
-            steps=len(self.grid()) - 1,
-            scale=way.scale,
-            interval=way.interval,
-            guide=way.guide,
-            options=way.options,
-            schedule=(way.schedule or self.config.schedule).model_dump(mode="json"),
-            nfe=self.nfe(),
-        )
+        schedule = self.sampling.schedule or self.config.schedule
+        way = self.sampling.model_copy(update={"steps": len(self.grid()) - 1, "schedule": schedule})
+        return SamplingFacts(**way.model_dump(mode="json"), nfe=self.nfe())
 
     def views(self) -> list[View]:
         """One view for each guidance strength of the config, and GIFs with more steps than the sampler needs."""
@@ -418,6 +408,13 @@ def build_denoiser(config: DenoiserConfig, info: DataInfo) -> Denoiser:
     net = initialized(lambda: config.net.build((info.channels, info.height, info.width), num_classes), config.seed)
     denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes, config.schedule.noise_input)
     return denoiser.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def denoiser_optimizers(denoiser: Denoiser, config: DenoiserConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a denoiser that is about to be trained, which is compiled if its config says so."""
+    if config.compile:
+        denoiser.net.compile()
+    return make_optimizers(denoiser.net, config.muon_lr, config.adam_lr, config.adam_beta2)
 
 
 def initialized(build: Callable[[], Network], seed: int) -> Network:

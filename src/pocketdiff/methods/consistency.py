@@ -18,9 +18,8 @@ from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
-from pocketdiff.methods.loop import Batch, Load, Losses, TrainState
-from pocketdiff.model import DiffusionModel, View, build_denoiser
-from pocketdiff.optim import make_optimizers
+from pocketdiff.methods.loop import Batch, Load, Losses, Method, TrainState
+from pocketdiff.model import DiffusionModel, View, build_denoiser, denoiser_optimizers
 from pocketdiff.schedule import Karras, LogNormal
 from pocketdiff.tensors import fingerprint
 
@@ -71,7 +70,7 @@ class ConsistencyModel(DiffusionModel):
         return [View(f"_{n.replace(' ', '')}", n, self.with_sampling(way)) for n, way in zip(words, ways, strict=True)]
 
 
-class Consistency:
+class Consistency(Method[ConsistencyConfig]):
     """The training method."""
 
     config = ConsistencyConfig
@@ -114,10 +113,14 @@ class Consistency:
         """A new denoiser."""
         return build_denoiser(config, info)
 
+    def optimizers(self, net: Denoiser, config: ConsistencyConfig) -> list[torch.optim.Optimizer]:
+        """Muon and Adam."""
+        return denoiser_optimizers(net, config)
+
     def new_state(
         self, config: ConsistencyConfig, info: DataInfo, device: torch.device | str, load: Load
     ) -> TrainState:
-        """The state before the first step: the student is a copy of the teacher.
+        """The state before the first step: student, average and teacher have the teacher's weights.
 
         Raises:
             RequestError: If the teacher draws other classes or another number of channels.
@@ -125,14 +128,11 @@ class Consistency:
         model = load(str(config.teacher))
         if (model.info.channels, model.info.classes) != (info.channels, info.classes):
             raise RequestError(f"{config.teacher}: learned other classes or channels than these data have")
-        student = self.build(config, info)
-        student.load_state_dict(model.net.state_dict())
-        student = student.to(device)
-        teacher, ema = (copy.deepcopy(student).requires_grad_(False) for _ in range(2))
-        if config.compile:
-            student.net.compile()
-        optimizers = make_optimizers(student.net, config.muon_lr, config.adam_lr, config.adam_beta2)
-        return TrainState({"net": student, "ema": ema, "teacher": teacher}, optimizers)
+        state = super().new_state(config, info, device, load)
+        state.modules["teacher"] = copy.deepcopy(state.ema)
+        for module in state.modules.values():
+            module.load_state_dict(model.net.state_dict())
+        return state
 
     def backward(self, state: TrainState, batch: Batch, config: ConsistencyConfig) -> Losses:
         """Fills the gradients."""

@@ -1,6 +1,5 @@
 """Diffusion: a denoiser trained on noisy images (Ho et al. 2020; Karras et al. 2022)."""
 
-import copy
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -12,11 +11,10 @@ from pocketdiff import rng
 from pocketdiff.config import DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import WEIGHTINGS, Denoiser
-from pocketdiff.methods.loop import Batch, Load, Losses, TrainState
-from pocketdiff.model import DiffusionModel, build_denoiser
+from pocketdiff.methods.loop import Batch, Losses, Method, TrainState
+from pocketdiff.model import DiffusionModel, build_denoiser, denoiser_optimizers
 from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.unet import UNetConfig
-from pocketdiff.optim import make_optimizers
 from pocketdiff.registry import Named
 from pocketdiff.schedule import DiscreteBeta
 
@@ -94,35 +92,20 @@ class Draws(NamedTuple):
     label: Int[Tensor, " b"]
 
 
-class Diffusion:
+class Diffusion(Method[DiffusionConfig]):
     """The training method."""
 
     config = DiffusionConfig
     presets = PRESETS
     advice = "a lower --muon-lr and --adam-lr, or --precision fp32"
 
-    def complete(self, config: DiffusionConfig, load: Load) -> DiffusionConfig:  # noqa: ARG002
-        """The config itself: nothing comes from other models."""
-        return config
-
     def build(self, config: DiffusionConfig, info: DataInfo) -> Denoiser:
         """A new denoiser."""
         return build_denoiser(config, info)
 
-    def new_state(
-        self,
-        config: DiffusionConfig,
-        info: DataInfo,
-        device: torch.device | str,
-        load: Load,  # noqa: ARG002
-    ) -> TrainState:
-        """The state before the first step."""
-        denoiser = self.build(config, info).to(device)
-        ema = copy.deepcopy(denoiser).requires_grad_(False)
-        if config.compile:
-            denoiser.net.compile()
-        optimizers = make_optimizers(denoiser.net, config.muon_lr, config.adam_lr, config.adam_beta2)
-        return TrainState({"net": denoiser, "ema": ema}, optimizers)
+    def optimizers(self, net: Denoiser, config: DiffusionConfig) -> list[torch.optim.Optimizer]:
+        """Muon and Adam."""
+        return denoiser_optimizers(net, config)
 
     def draw(self, batch: Batch, config: DiffusionConfig, null: int) -> Draws:
         """Noise, noise levels and dropped labels of a batch.

@@ -5,7 +5,6 @@ method of Nowozin et al. 2016 (f-GAN, algorithm 1). So the images of a step are 
 step that cannot be taken leaves both networks unchanged.
 """
 
-import copy
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from pocketdiff import rng
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import DataInfo, to_data_units
-from pocketdiff.methods.loop import Batch, Load, Losses, TrainState
+from pocketdiff.methods.loop import Batch, Losses, Method, TrainState
 from pocketdiff.model import ImageModel, initialized, to_bytes
 from pocketdiff.nets import GANS, GanNet
 from pocketdiff.nets.gan import LOSSES, ConvGanConfig, Gan, GanLosses, MlpGanConfig
@@ -111,7 +110,7 @@ class GanModel(ImageModel):
         return "GAN, 1 step"
 
     def _rebuild(self) -> nn.Module:
-        return _build(self.config, self.info).generator
+        return build_gan(self.config, self.info).generator
 
     @torch.no_grad()
     def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
@@ -119,34 +118,22 @@ class GanModel(ImageModel):
         return to_bytes(self.net(z, torch.tensor(labels, dtype=torch.long, device=self.device)))
 
 
-class GanMethod:
+class GanMethod(Method[GanConfig]):
     """The training method."""
 
     config = GanConfig
     presets = PRESETS
     advice = "a lower --generator-lr and --discriminator-lr"
 
-    def complete(self, config: GanConfig, load: Load) -> GanConfig:  # noqa: ARG002
-        """The config itself: nothing comes from other models."""
-        return config
-
     def build(self, config: GanConfig, info: DataInfo) -> Gan:
         """A new generator and discriminator."""
-        return _build(config, info)
+        return build_gan(config, info)
 
-    def new_state(
-        self,
-        config: GanConfig,
-        info: DataInfo,
-        device: torch.device | str,
-        load: Load,  # noqa: ARG002
-    ) -> TrainState:
-        """The state before the first step."""
-        gan = self.build(config, info).to(device)
-        peaks = ((gan.generator, config.generator_lr), (gan.discriminator, config.discriminator_lr))
-        groups = [{"params": list(net.parameters()), "lr": peak, "peak_lr": peak} for net, peak in peaks]
-        adam = torch.optim.Adam(groups, betas=(config.adam_beta1, config.adam_beta2), fused=True)
-        return TrainState({"net": gan, "ema": copy.deepcopy(gan).requires_grad_(False)}, [adam])
+    def optimizers(self, net: Gan, config: GanConfig) -> list[torch.optim.Optimizer]:
+        """One Adam with a learning rate for each network."""
+        peaks = ((net.generator, config.generator_lr), (net.discriminator, config.discriminator_lr))
+        groups = [{"params": list(part.parameters()), "lr": peak, "peak_lr": peak} for part, peak in peaks]
+        return [torch.optim.Adam(groups, betas=(config.adam_beta1, config.adam_beta2), fused=True)]
 
     def backward(self, state: TrainState, batch: Batch, config: GanConfig) -> Losses:
         """Fills the gradients of both networks."""
@@ -179,7 +166,7 @@ class GanMethod:
         return GanModel(module.generator, config, info)
 
 
-def _build(config: GanConfig, info: DataInfo) -> Gan:
+def build_gan(config: GanConfig, info: DataInfo) -> Gan:
     """New networks in eval mode, on the CPU; the config's seed decides their weights."""
     shape = (info.channels, info.height, info.width)
     gan = initialized(lambda: config.net.build(shape, len(info.classes)), config.seed)

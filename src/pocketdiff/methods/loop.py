@@ -1,5 +1,7 @@
 """The one training loop, and what a training method has to provide."""
 
+import copy
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -74,33 +76,39 @@ class StepReport(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol[Config]):
-    """A training method: one object, in one file, named in ``METHODS``."""
+    """A training method: one object, in one file, named in ``METHODS``. Inherit from this class."""
 
     config: type[Config]
-    """Its config class; its field ``kind`` is the method's name."""
+    """Its config class; the default of the field ``kind`` is the method's name."""
     presets: Mapping[str, Config]
     advice: str
     """What to try when a loss is not finite."""
 
-    def complete(self, config: Config, load: Load) -> Config:
-        """The config with what it takes from other models, such as the teacher's network."""
-        ...
-
+    @abstractmethod
     def build(self, config: Config, info: DataInfo) -> nn.Module:
         """A new module to train, in eval mode, on the CPU; the config's seed decides its weights."""
-        ...
 
-    def new_state(self, config: Config, info: DataInfo, device: torch.device | str, load: Load) -> TrainState:
-        """The state before the first step."""
-        ...
+    @abstractmethod
+    def optimizers(self, net: Any, config: Config) -> list[torch.optim.Optimizer]:
+        """New optimizers; each parameter group has a ``peak_lr``."""
 
+    @abstractmethod
     def backward(self, state: TrainState, batch: Batch, config: Config) -> Losses:
         """Fills the gradients of ``state.net``; changes nothing else but its buffers."""
-        ...
 
-    def model(self, module: nn.Module, config: Config, info: DataInfo) -> ImageModel:
+    @abstractmethod
+    def model(self, module: Any, config: Config, info: DataInfo) -> ImageModel:
         """The model that draws with a module's weights (``state.ema``, or what `build` gives)."""
-        ...
+
+    def complete(self, config: Config, load: Load) -> Config:  # noqa: ARG002
+        """The config with what it takes from other models, such as a teacher's network; here nothing."""
+        return config
+
+    def new_state(self, config: Config, info: DataInfo, device: torch.device | str, load: Load) -> TrainState:  # noqa: ARG002
+        """The state before the first step."""
+        net = self.build(config, info).to(device)
+        ema = copy.deepcopy(net).requires_grad_(False)
+        return TrainState({"net": net, "ema": ema}, self.optimizers(net, config))
 
 
 def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[Batch]:

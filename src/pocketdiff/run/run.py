@@ -75,7 +75,7 @@ class Run:
         self._method, self._resume, self._cache = METHODS.find(config.kind), resume, cache
         self.config: MethodConfig = self._method.complete(config.model_copy(update={"data": data.source}), self._load)
         """The config, with what it takes from the data and from a teacher."""
-        check_scoring(self.config.evaluate_every, self.config.evaluate_images, data)
+        check_scoring(self.config, data)
         self.run_config = RunConfig(train=self.config, data=data.info)
         self.length = self.config.length(len(data.train))
         """Training images in the run, repeats counted."""

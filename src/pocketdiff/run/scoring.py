@@ -4,18 +4,19 @@ import logging
 from pathlib import Path
 
 from pocketdiff import plots
+from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import EvaluationError, SamplingError
-from pocketdiff.evaluation.classifiers import find_or_train_classifiers
-from pocketdiff.evaluation.reference import LEAST, Reference
-from pocketdiff.evaluation.score import METRICS, Score, draw, real_baseline, score
+from pocketdiff.evaluation.classifiers import MIN_IMAGES, find_or_train_classifiers
+from pocketdiff.evaluation.reference import Reference
+from pocketdiff.evaluation.sample import draw
+from pocketdiff.evaluation.score import MAIN, METRICS, Score, real_baseline, score
 from pocketdiff.files import write_file
 from pocketdiff.folder import RunFolder
 from pocketdiff.model import ImageModel
 from pocketdiff.progress import Progress
 from pocketdiff.run.log import MetricsLog
 
-PLOTTED = ("frechet_train", "accuracy", "recall")
 _log = logging.getLogger(__name__)
 
 
@@ -68,26 +69,28 @@ class Scoring:
 
     def plot(self, folder: RunFolder) -> list[Path]:
         """Plots the scores over the images seen; the plot's path, if there are scores."""
-        lines = [line for line in self.log.scores() if PLOTTED[0] in line["evaluation"]]
+        lines = [line for line in self.log.scores() if MAIN[0] in line["evaluation"]]
         if not lines:
             return []
-        points = {name: [(line["seen"], line["evaluation"].get(name)) for line in lines] for name in PLOTTED}
+        points = {name: [(line["seen"], line["evaluation"].get(name)) for line in lines] for name in MAIN}
         known = {name: some for name, some in points.items() if all(value is not None for _, value in some)}
         panels = [(METRICS[name].name, {"": some}) for name, some in known.items()]
-        marks = {METRICS[name].name: value for name, value in self.real_baseline.items() if name in PLOTTED}
+        marks = {METRICS[name].name: value for name, value in self.real_baseline.items() if name in MAIN}
         write_file(folder.scores_plot, plots.png(plots.lines(panels, "images seen", marks)))
         return [folder.scores_plot]
 
 
-def check_scoring(model_n: int | None, images: int, data: Dataset) -> None:
+def check_scoring(config: MethodConfig, data: Dataset) -> None:
     """Checks before a run that it can be scored as its config says.
 
     Raises:
-        EvaluationError: If not.
+        EvaluationError: If a score would have too few images.
     """
-    if model_n is not None and min(images, len(data.train)) < LEAST:
+    n = min(config.evaluate_images, len(data.train))
+    if config.evaluate_every is not None and n < MIN_IMAGES:
         raise EvaluationError(
-            f"a score needs {LEAST} images or more; the run scores {images:,} and the data have {len(data.train):,}"
+            f"evaluate_images is {config.evaluate_images:,} and the data have {len(data.train):,} training images; a "
+            f"score needs {MIN_IMAGES} or more of both"
         )
 
 
