@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pocketdiff as pd
 from pocketdiff.data import Dataset, Source, Split
 from pocketdiff.evaluation import METRICS, classifiers
+from pocketdiff.registry import Registry
 
 QUICK = pd.DiffusionConfig(
     images=320,
@@ -16,7 +18,7 @@ QUICK = pd.DiffusionConfig(
     net=pd.UNetConfig(widths=(8, 16), blocks=1, embedding=16),
     sampling=pd.SamplingConfig(steps=2, scale=2.4),
 )
-REGISTRIES = (
+REGISTRIES: tuple[Registry[Any], ...] = (
     pd.METHODS, pd.NETS, pd.SCHEDULES, pd.PARAMETERIZATIONS, pd.WEIGHTINGS, pd.SAMPLERS, pd.DATASETS, pd.AUGMENTATIONS,
     METRICS,
 )  # fmt: skip
@@ -32,7 +34,7 @@ def small_world(mnist: Dataset, folder: Path) -> Iterator[None]:
     before = [dict(registry) for registry in REGISTRIES]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(pd.DATASETS, "mnist", lambda: source)
-        patch.setitem(pd.METHODS["diffusion"].presets, "quick", QUICK)  # type: ignore[arg-type]
+        patch.setitem(pd.METHODS["diffusion"].presets, "quick", QUICK)
         small = pd.load_data("mnist")
         for kind in classifiers.KINDS:
             shipped = classifiers.find_classifier(kind, mnist.info, [classifiers.SHIPPED])
@@ -46,4 +48,4 @@ def small_world(mnist: Dataset, folder: Path) -> Iterator[None]:
         finally:
             for registry, entries in zip(REGISTRIES, before, strict=True):
                 registry.clear()
-                registry.update(entries)  # type: ignore[arg-type]
+                registry.update(entries)
