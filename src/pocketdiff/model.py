@@ -118,7 +118,7 @@ class ImageModel(ABC):
     def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
         """At most `CHUNK` images, as bytes on the CPU."""
 
-    def nfe(self) -> float:
+    def nfe(self) -> int:
         """Network evaluations per image."""
         return 1
 
@@ -289,7 +289,7 @@ class DiffusionModel(ImageModel):
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    def nfe(self) -> float:
+    def nfe(self) -> int:
         """Network evaluations per image, counted while one pixel is sampled without the network."""
         counter = _Counter(self.null)
         x, weak = torch.zeros(1, 1, 1, 1), counter if self._weak is not None else None
