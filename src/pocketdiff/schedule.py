@@ -143,7 +143,7 @@ class Cosine(Range):
 
     kind: Literal["cosine"] = "cosine"
     offset: float = Field(0.008, ge=0, lt=1, allow_inf_nan=False)
-    """The paper's s, which avoids very small steps near t = 0."""
+    """The paper's s, which keeps the steps near t = 0 from being too small."""
 
     def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps coordinates in [0, 1] to noise levels."""

@@ -115,7 +115,7 @@ def test_min_snr_is_that_of_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_edm_weighting_is_that_of_the_paper(name: str) -> None:
-    """Karras et al. 2022, equation 2 and table 1: the weighted error of x0_hat, whatever the network predicts."""
+    """Karras et al. 2022, equation 2 and table 1: the weighted error of x0_hat, for every parameterization."""
     denoiser = make(name, sigma_data=0.5)
     weight = (SIGMA**2 + 0.25) / (SIGMA * 0.5) ** 2
     expected = weight * (denoiser(X, SIGMA, LABEL) - X0).square().mean((1, 2, 3))

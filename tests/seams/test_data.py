@@ -127,7 +127,7 @@ def idx_files(labels: np.ndarray = LABELS, test_labels: np.ndarray = LABELS[:2])
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_is_read_plain_or_gzipped_whatever_its_name(zipped, suffix, tmp_path) -> None:
+def test_idx_is_read_plain_or_gzipped_under_any_name(zipped, suffix, tmp_path) -> None:
     files = {stem + suffix: gzip.compress(body) if zipped else body for stem, body in idx_files().items()}
     data = load_data(str(write(tmp_path, files)))
     assert np.array_equal(data.train.pixels[:, 0], PIXELS)
@@ -219,9 +219,9 @@ def test_a_label_that_only_the_test_split_has_is_refused(tmp_path) -> None:
 # Image folders
 
 
-def solid(*colour: int, size: Size = (16, 16)) -> Image.Image:
+def solid(*color: int, size: Size = (16, 16)) -> Image.Image:
     """An image of one color; grey, RGB or RGBA by the number of values."""
-    return Image.new({1: "L", 3: "RGB", 4: "RGBA"}[len(colour)], size[::-1], colour)
+    return Image.new({1: "L", 3: "RGB", 4: "RGBA"}[len(color)], size[::-1], color)
 
 
 def png(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -239,10 +239,10 @@ def as_read(content: bytes | Image.Image, path: Path, size: Size | None = None) 
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
-COLOURS = np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)
+COLORS = np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)
 
 
-def test_png_and_jpeg_in_colour(tmp_path) -> None:
+def test_png_and_jpeg_in_color(tmp_path) -> None:
     files: Files = {
         "train/b/0.png": solid(*RED),
         "train/b/1.jpg": solid(*RED),
@@ -269,10 +269,10 @@ def test_grey_is_found_from_the_pixels_in_every_mode(mode, tmp_path) -> None:
 
 @pytest.mark.parametrize("place", ["train/a/0.png", "test/a/0.png"])
 def test_one_colored_pixel_anywhere_makes_all_images_rgb(place, tmp_path) -> None:
-    coloured = solid(7, 7, 7)
-    coloured.putpixel((3, 5), (7, 7, 8))
+    colored = solid(7, 7, 7)
+    colored.putpixel((3, 5), (7, 7, 8))
     files = {name: solid(7) for name in ("train/a/0.png", "train/a/1.png", "test/a/0.png")}
-    data = load_data(str(write(tmp_path, {**files, place: coloured})))
+    data = load_data(str(write(tmp_path, {**files, place: colored})))
     assert data.info.channels == data.train.pixels.shape[1] == data.test.pixels.shape[1] == 3
     assert sum(split.pixels.long().sum().item() for split in (data.train, data.test)) == 3 * 16 * 16 * 21 + 1
 
@@ -289,7 +289,7 @@ def test_transparent_pixels_become_white(tmp_path) -> None:
     for alpha, grey in ((0, 255), (51, 204), (255, 0)):
         assert as_read(solid(0, 0, 0, alpha), tmp_path / str(alpha)).unique().tolist() == [grey]
     for name, content in {
-        "one colour": png(solid(*RED), transparency=RED),
+        "one color": png(solid(*RED), transparency=RED),
         "palette": png(solid(*RED).convert("P"), transparency=bytes(256)),
     }.items():
         assert as_read(content, tmp_path / name).unique().tolist() == [255]
@@ -311,8 +311,8 @@ def test_transparent_pixels_become_white(tmp_path) -> None:
 def test_exif_orientation_is_applied(orientation, upright: Callable[[np.ndarray], np.ndarray], tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = as_read(png(Image.fromarray(COLOURS), exif=exif), tmp_path)
-    assert np.array_equal(pixels.permute(1, 2, 0), upright(COLOURS))
+    pixels = as_read(png(Image.fromarray(COLORS), exif=exif), tmp_path)
+    assert np.array_equal(pixels.permute(1, 2, 0), upright(COLORS))
 
 
 def test_classes_are_sorted_by_name(tmp_path) -> None:
@@ -331,19 +331,19 @@ def test_hidden_and_system_files_are_ignored(tmp_path) -> None:
     assert (data.info.train_images, data.info.test_images) == (1, 1)
 
 
-def black_png(side: int, depth: int = 1, colour: int = 0, samples: int = 1) -> bytes:
+def black_png(side: int, depth: int = 1, color: int = 0, samples: int = 1) -> bytes:
     """A valid PNG; with one bit per pixel it is a thousand times smaller than its pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0)
     body = zlib.compress(bytes((1 + -(-side * depth * samples // 8)) * side))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 PAIR: Files = {"a/0.png": solid(0), "a/1.png": solid(0)}
-NOISE = Image.fromarray(COLOURS)
+NOISE = Image.fromarray(COLORS)
 DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
 
 
@@ -365,9 +365,9 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
         ({**PAIR, "a/2.png": png(NOISE)[:-60]}, "a/2.png", "cannot be read as an image"),
         ({**PAIR, "a/2.jpg": png(NOISE, "JPEG")[:-60]}, "a/2.jpg", "cannot be read as an image"),
         ({**PAIR, "a/2.png": DEEP}, "a/2.png", "more than 8 bits"),
-        ({**PAIR, "a/2.png": black_png(16, 16, colour=2, samples=3)}, "a/2.png", "more than 8 bits"),
-        ({**PAIR, "a/2.png": black_png(16, 16, colour=4, samples=2)}, "a/2.png", "more than 8 bits"),
-        ({**PAIR, "a/2.png": black_png(16, 16, colour=6, samples=4)}, "a/2.png", "more than 8 bits"),
+        ({**PAIR, "a/2.png": black_png(16, 16, color=2, samples=3)}, "a/2.png", "more than 8 bits"),
+        ({**PAIR, "a/2.png": black_png(16, 16, color=4, samples=2)}, "a/2.png", "more than 8 bits"),
+        ({**PAIR, "a/2.png": black_png(16, 16, color=6, samples=4)}, "a/2.png", "more than 8 bits"),
         ({**PAIR, "a/notes.txt": b"Hello, world.\n"}, "a/notes.txt", "is not a PNG or JPEG file"),
         ({**PAIR, "a/2.png": None}, "a/2.png", "is not a PNG or JPEG file"),
         ({**PAIR, "a/deeper/0.png": solid(0)}, "a/deeper", "is not a PNG or JPEG file"),
@@ -479,7 +479,7 @@ def test_size_means_the_same_in_every_kind_of_source(shape, tmp_path) -> None:
 
 
 def test_the_size_that_images_already_have_changes_nothing(tmp_path) -> None:
-    assert np.array_equal(as_read(NOISE, tmp_path, (16, 24)).permute(1, 2, 0), COLOURS)
+    assert np.array_equal(as_read(NOISE, tmp_path, (16, 24)).permute(1, 2, 0), COLORS)
 
 
 # npz

@@ -43,7 +43,7 @@ DATASETS: Registry[Reader] = Registry("data set", "pocketdiff.data", {"mnist": r
 
 
 def plain_names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of classes, if they can be names of folders: a model file from a stranger contains them too.
+    """The names of classes, if they can be names of folders: model files, which may be untrusted, contain them.
 
     Raises:
         ValueError: If a name is empty, is a path, cannot be printed or occurs twice.

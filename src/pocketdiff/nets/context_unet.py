@@ -24,7 +24,7 @@ class ContextUnetConfig(Frozen):
 
     kind: Literal["context_unet"] = "context_unet"
     n_feat: int = Field(128, ge=8, le=1024, multiple_of=8)
-    """Channels at the image's full size, a multiple of 8; the lower levels have twice as many."""
+    """Channels at the image's full size, a multiple of 8; the lowest level has twice as many."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> "ContextUnet":
         """A new network for images of this shape (c, h, w)."""

@@ -49,7 +49,7 @@ def nonsaturating(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLo
 def relativistic(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLosses:
     """Each generated image is compared with one real image of its class: which of the two is more real?
 
-    This prevents mode collapse. Source: Jolicoeur-Martineau 2018, section 4.2; Huang et al. 2024 (R3GAN), equation 2.
+    It reduces mode collapse. Source: Jolicoeur-Martineau 2018, section 4.2; Huang et al. 2024 (R3GAN), equation 2.
     """
     return GanLosses(F.softplus(fake - real).mean(), F.softplus(real - fake).mean())
 
@@ -88,7 +88,7 @@ class MlpGanConfig(Frozen):
     discriminator: Hidden = (512, 256)
     """Widths of the discriminator's hidden layers."""
 
-    def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (the labels go unheeded)
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (no labels)
         """New networks for images of this shape (c, h, w)."""
         return Gan(MlpGenerator(shape, self.latent, self.generator), MlpDiscriminator(shape, self.discriminator))
 
