@@ -22,7 +22,7 @@ from pocketdiff.methods import METHODS
 from pocketdiff.methods.loop import StepReport, train
 from pocketdiff.progress import Progress, silent
 from pocketdiff.records import Summary, commit, fp32_peak, hardware, peak_memory, versions
-from pocketdiff.run.gallery import Due, Gallery
+from pocketdiff.run.gallery import Gallery
 from pocketdiff.run.log import MetricsLog
 from pocketdiff.run.scoring import Scoring, check_scoring
 
@@ -96,8 +96,8 @@ class Run:
         self._log = MetricsLog(self.folder, self.config.log_every)
         self._gallery = Gallery(self.folder, self.model, data.train)
         self._pictures: list[Path] = []
-        self._other_before, self._began = 0.0, time.perf_counter()
-        self._whole = True
+        self._other_before, self._trained_before, self._began = 0.0, 0.0, time.perf_counter()
+        self._in_step = False
         if self.finished:
             self.model = self._load(str(self.folder))
         else:
@@ -128,15 +128,15 @@ class Run:
             if self.finished:
                 return
             saved = self.folder.saved_checkpoints()
-            if not self._whole or (saved and saved[0] > self.folder.checkpoint(self.state.step)):
+            if self._in_step or (saved and saved[0] > self.folder.checkpoint(self.state.step)):
                 self._restore()  # This object was interrupted inside a step, or another process went further.
             remove_leftovers(self.folder.path)
             scoring = Scoring(self.data, self.model, self._log, self._cache, self.progress)
             try:
                 yield from self._train(scoring)
             finally:
-                unsaved = self.saved != self.folder.checkpoint(self.state.step)
-                if self._whole and self.state.seen and unsaved and not self.finished:
+                saved_already = self.finished or self.saved == self.folder.checkpoint(self.state.step)
+                if self.state.seen and not self._in_step and not saved_already:
                     self._save()
 
     def _train(self, scoring: Scoring) -> Iterator[StepReport]:
@@ -158,10 +158,10 @@ class Run:
     def _timed(self, steps: Iterator[StepReport]) -> Iterator[StepReport]:
         """Counts the time inside the steps, and notes an interrupt inside one: such a state is not saved."""
         while True:
-            self._whole, entered = False, time.perf_counter()
+            self._in_step, entered = True, time.perf_counter()
             report = next(steps, None)
             self.training_seconds += time.perf_counter() - entered
-            self._whole = True
+            self._in_step = False
             if report is None:
                 return
             yield report
@@ -169,8 +169,7 @@ class Run:
     def _look(self, before: int, scoring: Scoring) -> None:
         """Draws and scores what is due now, after a step that began with ``before`` images seen."""
         after = self.state.seen
-        due: Due | None = self._gallery.due(before, after)
-        if due is not None:
+        if due := self._gallery.due(before, after):
             self._pictures = self._gallery.draw(due, self.progress)
         if scoring.due(before, after):
             scoring.score(self.state.step, after, self.progress)
@@ -232,7 +231,7 @@ class Run:
         """Goes to the newest valid checkpoint, or to the given one; to the start if there is none."""
         found: Checkpoint | None = None
         if self._resume not in {"auto", "never"}:
-            found = checkpoint.read_checkpoint(Path(self._resume))
+            found, self._resume = checkpoint.read_checkpoint(Path(self._resume)), "auto"
         elif newest := checkpoint.newest_checkpoint(self.folder):
             found, faults = newest
             for fault in faults:
@@ -242,7 +241,14 @@ class Run:
             self.resumed_from = self.saved = found.path
             self.training_seconds = found.position.training_seconds
             self._other_before = found.position.other_seconds
-        self._trained_before, self._whole = self.training_seconds, True
+        elif self._in_step:
+            start = self._method.new_state(self.config, self.data.info, self.device, self._load)
+            for name, module in self.state.modules.items():
+                module.load_state_dict(start.modules[name].state_dict())
+            for optimizer in self.state.optimizers:
+                optimizer.state.clear()
+            self.state.step = self.state.seen = 0
+        self._trained_before, self._in_step = self.training_seconds, False
         self._log.resume(self.state.step, self.state.seen, self.training_seconds)
 
     @contextlib.contextmanager
