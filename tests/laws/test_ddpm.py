@@ -1,6 +1,6 @@
 """The original experiment, from its equations: t = 0..T, tables of T + 1 entries, images at DDPM's own scale.
 
-Nothing here uses the package's schedule, scaling or samplers for the reference side.
+The reference side never uses the package's schedule, scaling or samplers.
 """
 
 import math
@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketdiff import pictures
-from pocketdiff.config import PRESETS
+from pocketdiff import pictures, rng
+from pocketdiff.config import SamplingConfig
 from pocketdiff.denoiser import Denoiser
-from pocketdiff.generate import DiffusionModel, build_denoiser
 from pocketdiff.guidance import guide
-from pocketdiff.nets.context_unet import ContextUnetConfig
+from pocketdiff.methods.diffusion import PRESETS
+from pocketdiff.model import DiffusionModel, build_denoiser
+from pocketdiff.nets.context_unet import ContextUnetConfig, ResidualConvBlock
 from pocketdiff.samplers import SAMPLERS
-from pocketdiff.schedule import DiscreteBeta, grid
-from pocketdiff.train import draw_batch, new_state, train
+from pocketdiff.schedule import DiscreteBeta, Karras, grid
+from tests.helpers import draws, functional, new_state, steps, trained, used_context_unet
 
 T = 400
 CONFIG = PRESETS["ddpm"]
@@ -45,7 +46,7 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 class Smooth(nn.Module):
-    """A stand-in for the network that depends on everything it is given, smoothly."""
+    """Stands in for the network: a smooth function of all its inputs."""
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
         time, label = time.view(-1, 1, 1, 1), label.view(-1, 1, 1, 1)
@@ -59,29 +60,29 @@ def smooth() -> Denoiser:
 # The schedule
 
 
-@pytest.mark.parametrize(("steps", "start", "end"), [(400, 1e-4, 0.02), (1, 1e-4, 0.02), (7, 1e-3, 0.3)])
-def test_the_tables_are_the_scripts(steps: int, start: float, end: float) -> None:
-    _, alpha_bar = tables(steps, start, end)
-    schedule = DiscreteBeta(timesteps=steps, beta_start=start, beta_end=end, zeroth=True)
+@pytest.mark.parametrize(("timesteps", "start", "end"), [(400, 1e-4, 0.02), (1, 1e-4, 0.02), (7, 1e-3, 0.3)])
+def test_the_tables_are_the_scripts(timesteps: int, start: float, end: float) -> None:
+    _, alpha_bar = tables(timesteps, start, end)
+    schedule = DiscreteBeta(timesteps=timesteps, beta_start=start, beta_end=end, zeroth=True)
     ours = [schedule.sigma_end, *schedule.sigmas.tolist()]
     assert ours == pytest.approx([math.sqrt((1 - a) / a) for a in alpha_bar], rel=1e-9)
-    assert grid(schedule, steps) == ours[::-1]
+    assert grid(schedule, timesteps) == ours[::-1]
 
 
-def test_the_script_starts_off_the_training_distribution() -> None:
+def test_the_last_time_leaves_13_percent_of_the_image() -> None:
     assert math.sqrt(ABAR[T]) == pytest.approx(0.132, abs=5e-4)
     assert 1 / math.sqrt(1 + SCHEDULE.sigma_max**2) == pytest.approx(math.sqrt(ABAR[T]), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("schedule", [SCHEDULE, DiscreteBeta(), DiscreteBeta(timesteps=1), DiscreteBeta(timesteps=2)])
-def test_the_network_is_told_the_time(schedule: DiscreteBeta, dtype: torch.dtype) -> None:
+def test_the_networks_noise_input_is_the_time(schedule: DiscreteBeta, dtype: torch.dtype) -> None:
     time = schedule.noise_input(schedule.sigmas.to(dtype))
     expected = torch.arange(1, schedule.timesteps + 1, dtype=torch.float64) / schedule.timesteps
     torch.testing.assert_close(time.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-6)
 
 
-def test_between_two_levels_time_goes_with_the_log_of_sigma() -> None:
+def test_between_two_levels_time_is_interpolated_in_log_sigma() -> None:
     low, high = SCHEDULE.sigmas[9], SCHEDULE.sigmas[10]
     between = torch.stack([low, (low * high).sqrt(), high])
     assert (SCHEDULE.noise_input(between) * T).tolist() == pytest.approx([10, 10.5, 11])
@@ -90,7 +91,7 @@ def test_between_two_levels_time_goes_with_the_log_of_sigma() -> None:
 
 
 def test_training_draws_t_uniformly_and_independently(tiny_data) -> None:
-    sigma = draw_batch(tiny_data.train, CONFIG, CLASSES, 0, 8000).sigma
+    sigma = draws(CONFIG, tiny_data, 0, 8000).sigma
     t = SCHEDULE.noise_input(sigma.double()) * T
     assert (t - t.round()).abs().max() < 1e-3
     counts = torch.bincount((t.round().long() - 1) // 100, minlength=4)
@@ -126,7 +127,7 @@ def test_the_loss_is_the_scripts_for_the_same_draws() -> None:
 
 
 def test_images_lie_in_zero_to_one(tiny_data) -> None:
-    batch = draw_batch(tiny_data.train, CONFIG, CLASSES, 0, 40)
+    batch = draws(CONFIG, tiny_data, 0, 40)
     pixels = torch.cat([tiny_data.train.pixels[tiny_data.train.labels == label] for label in range(10)])
     assert (batch.x0.min().item(), batch.x0.max().item()) == (0.0, 1.0)
     torch.testing.assert_close(batch.x0.sum(), pixels.sum() / 255)
@@ -159,10 +160,10 @@ def test_the_chain_is_the_scripts_step_for_step(w: float) -> None:
     assert count == T
 
 
-@pytest.mark.parametrize(("steps", "end"), [(10_000, 0.02), (1000, 0.2)])
-def test_the_longest_chains_keep_to_float32(steps: int, end: float) -> None:
-    """Their sigma is beyond what float32 can square, and eps is the same all the same."""
-    schedule = DiscreteBeta(timesteps=steps, beta_start=1e-4, beta_end=end, zeroth=True)
+@pytest.mark.parametrize(("timesteps", "end"), [(10_000, 0.02), (1000, 0.2)])
+def test_the_longest_chains_work_in_float32(timesteps: int, end: float) -> None:
+    """The square of their highest noise level overflows float32; eps must not change."""
+    schedule = DiscreteBeta(timesteps=timesteps, beta_start=1e-4, beta_end=end, zeroth=True)
     denoiser = Denoiser(Smooth(), "eps", 1.0, CLASSES, schedule.noise_input)
     x_t, sigma, label = draw(1, 1, 1, 4, 4, dtype=torch.float32), torch.tensor([schedule.sigma_max]), torch.tensor([4])
     assert sigma.item() > 2e19
@@ -178,9 +179,7 @@ def test_the_start_has_unit_variance_at_the_scripts_scale(tiny_data) -> None:
     assert start.mean().item() == pytest.approx(0, abs=0.01)
 
 
-def test_the_start_is_the_drawn_noise_and_each_step_adds_another(tiny_data) -> None:
-    from pocketdiff import rng
-
+def test_the_start_is_the_noise_of_the_seed(tiny_data) -> None:
     model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
     noise = rng.normal(0, rng.Stream.START, [5], (1, 28, 28))
     torch.testing.assert_close(model.start([5], model.grid()[0]) * math.sqrt(ABAR[T]), noise)
@@ -189,71 +188,20 @@ def test_the_start_is_the_drawn_noise_and_each_step_adds_another(tiny_data) -> N
 # The network
 
 
-def functional(state: dict[str, Tensor], x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-    """The network from the issue's description, out of a state dict alone, as it computes in evaluation."""
-
-    def layer(x: Tensor, name: str) -> Tensor:
-        x = F.conv2d(x, state[f"{name}.0.weight"], state[f"{name}.0.bias"], padding=1)
-        mean, var = (state[f"{name}.1.running_{what}"][:, None, None] for what in ("mean", "var"))
-        x = (x - mean) / torch.sqrt(var + 1e-5)
-        x = x * state[f"{name}.1.weight"][:, None, None] + state[f"{name}.1.bias"][:, None, None]
-        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-    def block(x: Tensor, name: str) -> Tensor:
-        return layer(layer(x, f"{name}.conv1"), f"{name}.conv2")
-
-    def up(x: Tensor, skip: Tensor, name: str) -> Tensor:
-        weight, bias = state[f"{name}.model.0.weight"], state[f"{name}.model.0.bias"]
-        x = F.conv_transpose2d(torch.cat([x, skip], 1), weight, bias, stride=2)
-        return block(block(x, f"{name}.model.1"), f"{name}.model.2")
-
-    def embed(x: Tensor, name: str) -> Tensor:
-        x = F.gelu(F.linear(x, state[f"{name}.model.0.weight"], state[f"{name}.model.0.bias"]))
-        return F.linear(x, state[f"{name}.model.2.weight"], state[f"{name}.model.2.bias"])[:, :, None, None]
-
-    first = layer(x, "init_conv.conv1")
-    x = (first + layer(first, "init_conv.conv2")) / 1.414
-    d1 = F.max_pool2d(block(x, "down1.model.0"), 2)
-    d2 = F.max_pool2d(block(d1, "down2.model.0"), 2)
-    vector = F.gelu(d2.mean((2, 3), keepdim=True))
-    h = F.conv_transpose2d(vector, state["up0.0.weight"], state["up0.0.bias"], stride=7)
-    h = F.relu(F.group_norm(h, 8, state["up0.1.weight"], state["up0.1.bias"]))
-    c1, c2 = embed(context, "contextembed1"), embed(context, "contextembed2")
-    t1, t2 = embed(time, "timeembed1"), embed(time, "timeembed2")
-    h = up(c1 * h + t1, d2, "up1")
-    h = up(c2 * h + t2, d1, "up2")
-    h = F.conv2d(torch.cat([h, x], 1), state["out.0.weight"], state["out.0.bias"], padding=1)
-    h = F.relu(F.group_norm(h, 8, state["out.1.weight"], state["out.1.bias"]))
-    return F.conv2d(h, state["out.3.weight"], state["out.3.bias"], padding=1)
-
-
-def lived_in(n_feat: int, channels: int = 1, classes: int = CLASSES, seed: int = 0) -> nn.Module:
-    """A network whose batch norms have seen something, as after training."""
-    torch.manual_seed(seed)
-    net = ContextUnetConfig(n_feat=n_feat).build(channels, classes)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return net.eval()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("n_feat", "channels", "classes"), [(8, 1, 10), (16, 3, 4)])
 def test_the_network_is_the_scripts(n_feat: int, channels: int, classes: int) -> None:
-    net = lived_in(n_feat, channels, classes).double()
+    net = used_context_unet(n_feat, channels, classes).double()
     x, time = draw(1, classes + 1, channels, 28, 28), torch.linspace(0, 1, classes + 1, dtype=torch.float64)
-    label = torch.arange(classes + 1)  # the last one is dropped
+    label = torch.arange(classes + 1)  # the last one is the null label
     context = torch.zeros(classes + 1, classes, dtype=torch.float64)
     context[torch.arange(classes), torch.arange(classes)] = -1
     expected = functional(net.state_dict(), x, time[:, None], context)
     torch.testing.assert_close(net(x, time, label), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_it_has_the_scripts_parameters_and_names() -> None:
-    net = CONFIG.net.build(1, 10)
+def test_parameters_and_their_names_are_the_scripts() -> None:
+    net = CONFIG.net.build((1, 28, 28), 10)
     assert sum(parameter.numel() for parameter in net.parameters()) == 6_585_601
     state = net.state_dict()
     for name, shape in {
@@ -275,9 +223,7 @@ def test_it_has_the_scripts_parameters_and_names() -> None:
         assert state[name].shape == shape, name
 
 
-def test_a_residual_block_of_equal_channels_goes_around_both_convolutions() -> None:
-    from pocketdiff.nets.context_unet import ResidualConvBlock
-
+def test_a_residual_block_of_equal_channels_skips_both_convolutions() -> None:
     block = ResidualConvBlock(8, 8, is_res=True).eval()
     nn.init.zeros_(block.conv2[1].weight)  # type: ignore[arg-type]
     x = draw(1, 2, 8, 5, 5, dtype=torch.float32)
@@ -285,8 +231,8 @@ def test_a_residual_block_of_equal_channels_goes_around_both_convolutions() -> N
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (27, 33), (28, 28), (32, 20), (64, 64)])
-def test_any_size_passes(height: int, width: int) -> None:
-    net = lived_in(8)
+def test_images_may_have_any_size(height: int, width: int) -> None:
+    net = used_context_unet(8)
     x = draw(1, 2, 1, height, width, dtype=torch.float32)
     assert net(x, torch.rand(2), torch.tensor([3, 10])).shape == x.shape
 
@@ -297,18 +243,22 @@ def test_any_size_passes(height: int, width: int) -> None:
 def test_the_preset_is_the_experiment(tiny_data) -> None:
     chosen = {
         "images": None, "epochs": 20, "batch": 256, "black": 0.0, "parameterization": "eps", "sigma_data": 1.0,
-        "even_levels": False, "label_dropout": 0.1, "muon_lr": None, "adam_lr": 1e-4, "warmup": 0.0,
+        "augment": "none", "loss_weighting": "uniform", "stratified": False,
+        "label_dropout": 0.1, "muon_lr": None, "adam_lr": 1e-4, "warmup": 0.0,
         "lr_by_epoch": True, "ema": None, "precision": "fp32", "pictures_every": 1, "gifs_every": 5,
         "gif_steps": None, "gif_stride": 20, "guidance_strengths": (0.0, 0.5, 2.0),
         "net": {"kind": "context_unet", "n_feat": 128},
         "schedule": {
             "kind": "discrete_beta", "timesteps": 400, "beta_start": 1e-4, "beta_end": 0.02, "zeroth": True,
         },
-        "sampling": {"sampler": "ancestral_beta", "steps": None, "scale": 1.5, "schedule": None},
+        "sampling": {
+            "sampler": "ancestral_beta", "steps": None, "scale": 1.5, "schedule": None, "interval": None,
+            "guide": None, "options": {},
+        },
     }  # fmt: skip
     assert {name: value for name, value in CONFIG.model_dump().items() if name in chosen} == chosen
     assert CONFIG.length(60_000) == 1_200_000
-    state = new_state(SMALL, tiny_data.info)
+    state = new_state(SMALL, tiny_data)
     (adam,) = state.optimizers
     assert isinstance(adam, torch.optim.Adam)
     group = adam.param_groups[0]
@@ -316,24 +266,24 @@ def test_the_preset_is_the_experiment(tiny_data) -> None:
     assert len(group["params"]) == len(list(state.net.parameters()))
 
 
-def test_batches_end_with_the_epoch_and_the_rate_falls_by_the_epoch(tiny_data) -> None:
+def test_batches_end_with_the_epoch_and_the_learning_rate_falls_once_an_epoch(tiny_data) -> None:
     config = SMALL.model_copy(update={"epochs": 4, "batch": 16})
-    state, rates, seen = new_state(config, tiny_data.info), [], []
-    for metrics in train(state, tiny_data.train, config):
-        seen.append(metrics.seen)
+    state, rates, seen = new_state(config, tiny_data), [], []
+    for report in steps(state, config, tiny_data):
+        seen.append(report.seen)
         rates.append(state.optimizers[0].param_groups[0]["lr"])
         for ours, other in zip(state.ema.state_dict().values(), state.net.state_dict().values(), strict=True):
-            assert torch.equal(ours, other)  # no average of the weights
+            assert torch.equal(ours, other)  # no average
     assert seen == [end + 40 * epoch for epoch in range(4) for end in (16, 32, 40)]
     assert rates == pytest.approx([1e-4 * (1 - epoch / 4) for epoch in range(4) for _ in range(3)])
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10, 400])
-def test_frames_are_kept_where_the_script_keeps_them(steps: int) -> None:
+@pytest.mark.parametrize("timesteps", [1, 3, 10, 400])
+def test_gifs_show_the_frames_that_the_script_keeps(timesteps: int) -> None:
     """It keeps the state after step t, with t - 1 steps left, where t % 20 == 0, t == T or t < 8; never pure noise."""
-    kept = [left for left in range(steps, -1, -1) if pictures.is_frame(left, steps, CONFIG.gif_stride)]
-    assert kept == [t - 1 for t in range(steps, 0, -1) if t % 20 == 0 or t == steps or t < 8]
-    assert len(kept) == {1: 1, 3: 3, 10: 8, 400: 27}[steps]
+    kept = [left for left in range(timesteps, -1, -1) if pictures.is_frame(left, timesteps, CONFIG.gif_stride)]
+    assert kept == [t - 1 for t in range(timesteps, 0, -1) if t % 20 == 0 or t == timesteps or t < 8]
+    assert len(kept) == {1: 1, 3: 3, 10: 8, 400: 27}[timesteps]
 
 
 def test_an_image_is_the_last_state_at_the_scripts_scale(tiny_data) -> None:
@@ -344,15 +294,12 @@ def test_an_image_is_the_last_state_at_the_scripts_scale(tiny_data) -> None:
     assert last.sigma == pytest.approx(0.01, rel=1e-3)
     image = (x.clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(model([3], [0]), image)
-    *_, (left, shown) = pictures.denoising(model, [3], [0])
+    *_, (left, shown) = model.frames([3], [0])
     assert left == 0
     assert torch.equal(shown, image)
 
 
-def test_a_sampler_that_is_not_the_scripts_takes_its_model_too(tiny_data) -> None:
-    from pocketdiff.config import SamplingConfig
-    from pocketdiff.schedule import Karras
-
+def test_other_samplers_draw_with_the_scripts_model(tiny_data) -> None:
     model = DiffusionModel(build_denoiser(SMALL, tiny_data.info), SMALL, tiny_data.info)
     fewer = model.with_sampling(SamplingConfig(sampler="euler", steps=7, schedule=None))
     assert len(fewer.grid()) == 8
@@ -363,12 +310,12 @@ def test_a_sampler_that_is_not_the_scripts_takes_its_model_too(tiny_data) -> Non
 
 
 @pytest.mark.slow
-def test_a_small_setting_learns_forty_digits_by_heart(tiny_data) -> None:
-    """Overfitting is the oldest check; a network that predicts no noise at all has a loss of one."""
+def test_a_small_network_learns_forty_digits_by_heart(tiny_data) -> None:
+    """A network that predicts zeros has a loss of one."""
     config = CONFIG.model_copy(
         update={"net": ContextUnetConfig(n_feat=16), "epochs": 100, "batch": 20, "adam_lr": 2e-3}
     )
-    state = new_state(config, tiny_data.info)
-    losses = torch.stack([metrics.losses["loss"] for metrics in train(state, tiny_data.train, config)])
+    _, reports = trained(config, tiny_data)
+    losses = torch.stack([report.losses["loss"] for report in reports])
     assert losses[0] > 0.9
     assert losses[-40:].mean() < 0.1
