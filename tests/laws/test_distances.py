@@ -1,4 +1,4 @@
-"""Distances of sets of features against closed forms, against peers, and against what many draws show."""
+"""Distances between sets of features: closed forms, peers, and statistics over many draws."""
 
 import math
 from collections.abc import Callable
@@ -7,15 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from pocketdiff.data import Dataset
-from pocketdiff.evaluate import distances
-from pocketdiff.evaluate.classifiers import SHIPPED, features, find_classifier
-from pocketdiff.evaluate.distances import (
-    EvaluationError,
+from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation import distances
+from pocketdiff.evaluation.classifiers import SHIPPED, features, find_classifier
+from pocketdiff.evaluation.distances import (
     Features,
     Gaussian,
     Neighbours,
@@ -56,7 +55,7 @@ def draw(seed: int, n: int, d: int = D) -> Tensor:
 
 
 def stretched(seed: int, n: int, d: int = D) -> Tensor:
-    """Draws of a normal distribution with a covariance and a mean of its own."""
+    """Draws from a normal distribution with another mean and covariance."""
     return draw(seed, n, d) @ draw(100 + d, d, d) + draw(200 + d, 1, d)
 
 
@@ -69,13 +68,13 @@ def rotation(seed: int, d: int = D) -> Tensor:
 
 
 def mixed(seed: int, d: int = D) -> Tensor:
-    """A covariance that is neither diagonal nor like another seed's."""
+    """A covariance that is not diagonal and differs between seeds."""
     root = draw(seed, d, d)
     return root @ root.T
 
 
 def as_arrays(found: object) -> list[np.ndarray]:
-    """A score, whatever its kind, as numbers that compare."""
+    """Any result as a list of arrays."""
     parts = found if isinstance(found, tuple) else (found,)
     return [np.asarray(part, dtype=np.float64) for part in parts]
 
@@ -88,7 +87,7 @@ def agree(a: object, b: object, rtol: float = 1e-9) -> None:
 # The Fréchet distance
 
 
-def test_frechet_of_independent_features_adds_up_their_deviations() -> None:
+def test_frechet_of_independent_features_is_a_sum_over_features() -> None:
     a, b = (
         Gaussian(draw(0, 1)[0], draw(1, 1)[0].square().diag()),
         Gaussian(draw(2, 1)[0], draw(3, 1)[0].square().diag()),
@@ -98,7 +97,7 @@ def test_frechet_of_independent_features_adds_up_their_deviations() -> None:
     assert frechet_between(a, b) == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_frechet_of_covariances_that_commute_is_that_of_their_axes() -> None:
+def test_frechet_of_commuting_covariances_depends_on_their_eigenvalues() -> None:
     turn, variances, others = rotation(0), draw(1, 1)[0].square(), draw(2, 1)[0].square()
     a = Gaussian(torch.zeros(D, dtype=torch.float64), turn @ variances.diag() @ turn.T)
     b = Gaussian(torch.ones(D, dtype=torch.float64), turn @ others.diag() @ turn.T)
@@ -107,7 +106,7 @@ def test_frechet_of_covariances_that_commute_is_that_of_their_axes() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_frechet_of_any_covariances_is_that_of_scipys_matrix_root(seed: int) -> None:
+def test_frechet_of_any_covariances_equals_scipys_matrix_root(seed: int) -> None:
     from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 
     a, b = Gaussian(draw(seed, 1)[0], mixed(seed)), Gaussian(draw(seed + 10, 1)[0], mixed(seed + 10))
@@ -116,7 +115,7 @@ def test_frechet_of_any_covariances_is_that_of_scipys_matrix_root(seed: int) -> 
     assert frechet_between(a, b) == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_frechet_distance_of_digits_is_torchmetrics_fid(digits: Tensor) -> None:
+def test_frechet_distance_equals_torchmetrics_fid(digits: Tensor) -> None:
     from torchmetrics.image.fid import _compute_fid
 
     real, fake = digits[:1200].double(), digits[1200:].double().square()
@@ -124,7 +123,7 @@ def test_frechet_distance_of_digits_is_torchmetrics_fid(digits: Tensor) -> None:
     assert frechet_distance(real=real, fake=fake) == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_a_set_is_at_no_distance_from_itself(digits: Tensor) -> None:
+def test_the_distance_of_a_set_to_itself_is_0(digits: Tensor) -> None:
     assert frechet_distance(real=digits, fake=digits) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(real=digits, fake=digits.flip(0)) == pytest.approx(0, abs=1e-9)
 
@@ -137,19 +136,19 @@ def test_frechet_distance_is_symmetric(digits: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["frechet_distance", "frechet_estimate", "neighbours"])
-def test_distances_stay_where_all_is_turned_and_moved(name: str) -> None:
+def test_distances_are_invariant_to_rotation_and_translation(name: str) -> None:
     real, fake, turn, move = draw(0, 100), stretched(1, 90), rotation(2), 10 * draw(3, 1)
     agree(SCORES[name](real=real, fake=fake), SCORES[name](real=real @ turn + move, fake=fake @ turn + move), 1e-8)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_features_that_depend_on_others_change_no_frechet_distance(rank: int) -> None:
+def test_linearly_dependent_features_do_not_change_the_frechet_distance(rank: int) -> None:
     real, fake, turn = draw(0, 100, rank), 2 * draw(1, 100, rank) + 1, rotation(2)[:rank]
     within = frechet_distance(real=real, fake=fake)
     assert frechet_distance(real=real @ turn, fake=fake @ turn) == pytest.approx(within, rel=1e-6)
 
 
-def test_a_flat_set_is_as_far_from_a_full_one_as_it_lacks() -> None:
+def test_frechet_with_a_singular_covariance() -> None:
     flat = Gaussian(torch.zeros(2, dtype=torch.float64), torch.tensor([[4.0, 0], [0, 0]], dtype=torch.float64))
     full = Gaussian(torch.zeros(2, dtype=torch.float64), torch.tensor([[1.0, 0], [0, 9]], dtype=torch.float64))
     assert frechet_between(flat, full) == pytest.approx(1 + 9, rel=1e-12)
@@ -158,13 +157,13 @@ def test_a_flat_set_is_as_far_from_a_full_one_as_it_lacks() -> None:
 
 @given(seed=st.integers(0, 2**32), scale=st.floats(1e-3, 1e3), noise=st.floats(0, 1e-6), rank=st.integers(1, D))
 @settings(max_examples=50, deadline=None)
-def test_frechet_distance_is_never_below_0(seed: int, scale: float, noise: float, rank: int) -> None:
+def test_frechet_distance_is_never_negative(seed: int, scale: float, noise: float, rank: int) -> None:
     x = scale * draw(seed, 20, rank) @ draw(seed + 1, rank, D)
     found = frechet_distance(real=x, fake=x + noise * scale * draw(seed + 2, 20))
     assert 0 <= found <= 1e-4 * scale**2
 
 
-def test_few_images_make_frechet_distances_too_large_by_their_number() -> None:
+def test_the_bias_of_the_frechet_distance_is_inverse_to_the_number_of_images() -> None:
     def bias(n: int) -> float:
         return float(np.mean([frechet_distance(real=draw(2 * i, n), fake=draw(2 * i + 1, n)) for i in range(20)]))
 
@@ -173,7 +172,7 @@ def test_few_images_make_frechet_distances_too_large_by_their_number() -> None:
     assert bias(400) / bias(1600) == pytest.approx(4, rel=0.25)
 
 
-def test_frechet_estimate_lies_about_the_distance(digits: Tensor) -> None:
+def test_the_frechet_interval_contains_the_distance(digits: Tensor) -> None:
     real, fake = digits[:1000], digits[1000:]
     found = frechet_estimate(real=real, fake=fake)
     assert found.value == pytest.approx(frechet_distance(real=real, fake=fake), rel=1e-12)
@@ -182,11 +181,11 @@ def test_frechet_estimate_lies_about_the_distance(digits: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("stretch", "least", "most"), [(1.3, 0.75, 1.5), (1.0, 0.95, 2.0)])
-def test_frechet_interval_is_as_wide_as_the_spread_of_other_draws(
+def test_the_frechet_interval_is_as_wide_as_the_spread_over_draws(
     digits: Tensor, stretch: float, least: float, most: float
 ) -> None:
-    """Where the fake images are from the real ones' own distribution the distance is of second order, which a bootstrap
-    takes for sqrt(3) times as wide; that may be, but never too narrow."""
+    """For equal distributions the distance is of second order, and a bootstrap interval is sqrt(3) times too wide; it
+    must never be too narrow."""
     real, choice = Gaussian.of(digits), source(0)
 
     def redrawn() -> Tensor:
@@ -200,7 +199,7 @@ def test_frechet_interval_is_as_wide_as_the_spread_of_other_draws(
     assert least < np.mean(widths) / (2 * 1.96 * np.std(values)) < most
 
 
-def test_frechet_interval_holds_the_mean_of_many_draws_19_times_of_20() -> None:
+def test_the_frechet_interval_covers_the_mean_of_many_draws_in_95_percent() -> None:
     real = Gaussian.of(draw(0, 1000, 3))
     fakes = [1.3 * draw(seed, 100, 3) for seed in range(1, 201)]
     mean = np.mean([frechet_between(real, Gaussian.of(fake)) for fake in fakes])
@@ -232,14 +231,14 @@ def off_diagonal_mean(kernel: np.ndarray) -> float:
     return float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)))
 
 
-def test_kernel_distance_is_that_of_scikit_learns_kernel(digits: Tensor) -> None:
+def test_kernel_distance_equals_scikit_learns_kernel(digits: Tensor) -> None:
     real, fake = digits[:700], digits[700:] + 0.1
     expected = off_diagonal_mean(kernels(real, real)) + off_diagonal_mean(kernels(fake, fake))
     expected -= 2 * kernels(real, fake).mean()
     assert kernel_distance(real=real, fake=fake) == pytest.approx(expected, rel=1e-9)
 
 
-def test_kernel_distance_is_torchmetrics_kid_of_one_subset(digits: Tensor) -> None:
+def test_kernel_distance_equals_torchmetrics_kid_of_one_subset(digits: Tensor) -> None:
     from torchmetrics.image.kid import poly_mmd
 
     real, fake = digits[:1000], digits[1000:] + 0.1
@@ -248,7 +247,7 @@ def test_kernel_distance_is_torchmetrics_kid_of_one_subset(digits: Tensor) -> No
 
 
 def test_kernel_distance_of_halves_of_one_set_is_0_on_average(digits: Tensor) -> None:
-    """Over all ways to halve a set the mean is 0, and not near it; the statistic with the diagonals would fail."""
+    """The mean over all ways to halve a set is exactly 0; the biased statistic fails this test."""
     pool, choice = digits[:600], source(0)
     kernel = torch.from_numpy(kernels(pool, pool))
     unbiased, biased = [], []
@@ -263,9 +262,9 @@ def test_kernel_distance_of_halves_of_one_set_is_0_on_average(digits: Tensor) ->
 
 
 @pytest.mark.parametrize(("move", "most"), [(0.2, 0.98), (0.0, 1.0)])
-def test_kernel_interval_holds_the_expected_value_19_times_of_20(move: float, most: float) -> None:
-    """Fake images redrawn from a pool, so that the expected value is known; where they are from the real ones' own
-    distribution the first order almost vanishes and the interval may be too wide, never too narrow."""
+def test_the_kernel_interval_covers_the_expected_value_in_95_percent(move: float, most: float) -> None:
+    """The fake images are drawn from a pool, so the expected value is known. For equal distributions the first order
+    almost vanishes, and the interval can be too wide, but not too narrow."""
     real, pool, choice = draw(0, 150), draw(1, 2000) + move, source(0)
     expected = off_diagonal_mean(kernels(real, real)) + kernels(pool, pool).mean() - 2 * kernels(real, pool).mean()
     trials = [
@@ -281,16 +280,16 @@ def test_kernel_interval_holds_the_expected_value_19_times_of_20(move: float, mo
 
 
 def independent(real: Tensor, fake: Tensor, k: int) -> tuple[float, float, float, float, np.ndarray]:
-    """Precision, recall, density, coverage and realism as their papers say them, with scikit-learn's neighbours."""
+    """Precision, recall, density, coverage and realism as in their papers, with scikit-learn's neighbours."""
     from sklearn.metrics import pairwise_distances
     from sklearn.neighbors import NearestNeighbors
 
-    def reach(x: Tensor) -> np.ndarray:
+    def radius(x: Tensor) -> np.ndarray:
         found: np.ndarray = NearestNeighbors(n_neighbors=k).fit(x.numpy()).kneighbors()[0][:, -1]
         return found
 
     apart = pairwise_distances(fake.numpy(), real.numpy())
-    reals, fakes = reach(real), reach(fake)
+    reals, fakes = radius(real), radius(fake)
     within = apart <= reals
     trusted = reals <= np.median(reals)
     realism = (reals[trusted] / apart[:, trusted]).max(1)
@@ -304,7 +303,7 @@ def four(found: Neighbours) -> tuple[float, float, float, float]:
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("sizes", [(300, 300), (280, 531), (531, 280)])
-def test_neighbours_are_scikit_learns(k: int, sizes: tuple[int, int]) -> None:
+def test_neighbours_equal_scikit_learns(k: int, sizes: tuple[int, int]) -> None:
     real, fake = draw(0, sizes[0]), 1.2 * draw(1, sizes[1]) + 0.7
     found = neighbours(real=real, fake=fake, k=k)
     *expected, realism = independent(real, fake, k)
@@ -314,7 +313,7 @@ def test_neighbours_are_scikit_learns(k: int, sizes: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_a_collapsed_generator_is_precise_and_recalls_next_to_nothing(digits: Tensor, k: int) -> None:
+def test_a_collapsed_generator_has_high_precision_and_low_recall(digits: Tensor, k: int) -> None:
     real = digits[:1000]
     fake = real[:5].repeat(200, 1).double() + 1e-4 * draw(0, 1000, real.shape[1])
     found = neighbours(real=real, fake=fake, k=k)
@@ -324,7 +323,7 @@ def test_a_collapsed_generator_is_precise_and_recalls_next_to_nothing(digits: Te
     assert bool((found.realism > 1).any())
 
 
-def test_precision_and_recall_change_places_with_the_sets(digits: Tensor) -> None:
+def test_swapping_the_sets_swaps_precision_and_recall(digits: Tensor) -> None:
     real, fake = digits[:800], 1.2 * digits[800:]
     there, back = neighbours(real=real, fake=fake), neighbours(real=fake, fake=real)
     assert (there.precision, there.recall) == (back.recall, back.precision)
@@ -336,43 +335,43 @@ def test_a_set_lies_in_its_own_neighbourhoods(digits: Tensor, k: int) -> None:
     assert four(neighbours(real=digits, fake=digits, k=k)) == pytest.approx((1, 1, (k + 1) / k, 1), rel=1e-12)
 
 
-def test_far_off_sets_have_nothing_in_common(digits: Tensor) -> None:
+def test_distant_sets_share_no_neighbourhoods(digits: Tensor) -> None:
     found = neighbours(real=digits[:1000], fake=digits[1000:] + 100)
     assert four(found) == (0, 0, 0, 0)
     assert found.realism.max() < 0.1
 
 
-def test_realism_is_above_1_at_real_images_and_falls_with_the_distance() -> None:
+def test_realism_is_above_1_for_real_images_and_falls_with_the_distance() -> None:
     real = draw(0, 300)
-    trusted = neighbours(real=real, fake=real).realism
-    assert (trusted > 1).sum() >= 150
+    own = neighbours(real=real, fake=real).realism
+    assert (own > 1).sum() >= 150
     steps = torch.arange(40, dtype=torch.float64)[:, None] * torch.ones(D, dtype=torch.float64)
     outward = neighbours(real=real, fake=real.mean(0) + 5 + steps).realism
     assert outward[0] < 1
     assert (outward.diff() < 0).all()
 
 
-def test_neighbours_come_in_the_order_of_the_images() -> None:
+def test_results_per_image_have_the_order_of_the_images() -> None:
     real, fake = draw(0, 300), 1.2 * draw(1, 290) + 0.5
     found, mixed_real, mixed_fake = neighbours(real=real, fake=fake), shuffled(300), shuffled(290)
     other = neighbours(real=real[mixed_real], fake=fake[mixed_fake])
     for name, order in [
-        ("faithful", mixed_fake),
-        ("crowd", mixed_fake),
-        ("recalled", mixed_real),
+        ("in_real", mixed_fake),
+        ("local_density", mixed_fake),
+        ("in_fake", mixed_real),
         ("covered", mixed_real),
     ]:
         assert torch.equal(getattr(found, name)[order], getattr(other, name))
     torch.testing.assert_close(found.realism[mixed_fake], other.realism, rtol=1e-9, atol=0)
 
 
-def test_each_figure_is_the_mean_of_its_images() -> None:
+def test_each_metric_is_the_mean_over_its_images() -> None:
     found = neighbours(real=draw(0, 300), fake=1.2 * draw(1, 290) + 0.5)
-    assert len(found.faithful) == len(found.crowd) == len(found.realism) == 290
-    assert len(found.recalled) == len(found.covered) == 300
-    assert torch.equal(found.faithful, found.crowd > 0)
-    assert share_estimate(found.faithful).value == found.precision
-    assert mean_estimate(found.crowd).value == pytest.approx(found.density, rel=1e-12)
+    assert len(found.in_real) == len(found.local_density) == len(found.realism) == 290
+    assert len(found.in_fake) == len(found.covered) == 300
+    assert torch.equal(found.in_real, found.local_density > 0)
+    assert share_estimate(found.in_real).value == found.precision
+    assert mean_estimate(found.local_density).value == pytest.approx(found.density, rel=1e-12)
 
 
 # Intervals of shares and means
@@ -382,15 +381,15 @@ def test_each_figure_is_the_mean_of_its_images() -> None:
     ("hits", "of", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_share_interval_is_wilsons(hits: int, of: int, low: float, high: float) -> None:
-    """The examples of Newcombe 1998, table I, method 3; then the same of the misses."""
+def test_the_interval_of_a_share_is_wilsons(hits: int, of: int, low: float, high: float) -> None:
+    """The examples of Newcombe 1998, table I, method 3, and the same for the misses."""
     found = share_estimate(torch.arange(of) < hits)
     assert found == pytest.approx((hits / of, low, high), abs=5e-5)
     assert share_estimate(torch.arange(of) >= hits) == pytest.approx((1 - hits / of, 1 - high, 1 - low), abs=5e-5)
 
 
 @pytest.mark.parametrize("n", [1, 7, 20, 1000])
-def test_share_interval_holds_its_share_and_stays_among_shares(n: int) -> None:
+def test_the_interval_of_a_share_contains_it_and_stays_between_0_and_1(n: int) -> None:
     for hits in range(0, n + 1, max(1, n // 20)):
         value, low, high = share_estimate(torch.arange(n) < hits)
         assert -1e-15 <= low <= value <= high <= 1 + 1e-15
@@ -398,13 +397,13 @@ def test_share_interval_holds_its_share_and_stays_among_shares(n: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
-def test_share_interval_holds_the_true_share_19_times_of_20(share: float) -> None:
+def test_the_interval_of_a_share_covers_the_true_share_in_95_percent(share: float) -> None:
     draws = torch.rand(3000, 1000, generator=source(0)) < share
     found = [share_estimate(hits) for hits in draws]
     assert np.mean([low < share < high for _, low, high in found]) == pytest.approx(0.95, abs=0.02)
 
 
-def test_mean_interval_is_two_standard_errors_and_holds_the_mean_19_times_of_20() -> None:
+def test_the_interval_of_a_mean_covers_the_mean_in_95_percent() -> None:
     values = draw(0, 3000, 100) + 3
     first = mean_estimate(values[0])
     error = np.std(values[0].numpy(), ddof=1) / 10
@@ -419,19 +418,19 @@ def test_mean_interval_is_two_standard_errors_and_holds_the_mean_19_times_of_20(
 
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_arrays_and_tensors_give_the_same(name: str, dtype: torch.dtype) -> None:
+def test_arrays_and_tensors_give_equal_results(name: str, dtype: torch.dtype) -> None:
     real, fake = draw(0, 60).to(dtype), stretched(1, 50).to(dtype)
     found = SCORES[name](real=real, fake=fake)
     agree(found, SCORES[name](real=real.numpy(), fake=fake.numpy()), 0)
     agree(found, SCORES[name](real=real, fake=np.asfortranarray(fake.numpy())))
     agree(found, SCORES[name](real=real.double(), fake=fake.double()), 0)
-    assert real.dtype == dtype  # and neither is changed
+    assert real.dtype == dtype  # Neither argument is changed.
     assert torch.equal(fake, stretched(1, 50).to(dtype))
 
 
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("rows", [1, 7, 100, 5000])
-def test_the_size_of_blocks_changes_no_score(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_block_size_does_not_matter(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = draw(0, 600), stretched(1, 513)
     found = SCORES[name](real=real, fake=fake)
     monkeypatch.setattr(distances, "_ROWS", rows)
@@ -439,7 +438,7 @@ def test_the_size_of_blocks_changes_no_score(name: str, rows: int, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["frechet_distance", "kernel_distance", "kernel_estimate"])
-def test_the_order_of_the_images_changes_no_score(name: str) -> None:
+def test_the_order_of_the_images_does_not_matter(name: str) -> None:
     real, fake = draw(0, 100), stretched(1, 90)
     agree(SCORES[name](real=real, fake=fake), SCORES[name](real=real[shuffled(100)], fake=fake[shuffled(90)]))
 
@@ -450,39 +449,40 @@ def broken(value: float) -> Tensor:
     return x
 
 
-UNSOUND = {
+BAD = {
     "too few for 6 features": draw(1, 2 * D - 1),
-    "all alike": torch.full((50, D), 0.3, dtype=torch.float64),
-    "not all finite; mend": broken(math.nan),
+    "all equal": torch.full((50, D), 0.3, dtype=torch.float64),
+    "not all finite; fix": broken(math.nan),
     "not all finite": broken(math.inf),
     "features are not": broken(-math.inf),
 }
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("fault", UNSOUND)
-def test_unsound_sets_are_refused_on_either_side(name: str, fault: str) -> None:
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_sets_are_refused_on_either_side(name: str, fault: str) -> None:
     sets: list[dict[str, Features]] = [
-        {"real": draw(0, 50), "fake": UNSOUND[fault]},
-        {"real": UNSOUND[fault].float().numpy(), "fake": draw(0, 50)},
+        {"real": draw(0, 50), "fake": BAD[fault]},
+        {"real": BAD[fault].float().numpy(), "fake": draw(0, 50)},
     ]
     for both in sets:
         refused(fault, partial(SCORES[name], **both))
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_sets_of_different_features_are_refused(name: str) -> None:
+def test_different_numbers_of_features_are_refused(name: str) -> None:
     refused("6 features and the fake ones 5", lambda: SCORES[name](real=draw(0, 50), fake=draw(1, 50, 5)))
     refused("5 features and the fake ones 6", lambda: SCORES[name](real=draw(0, 50, 5), fake=draw(1, 50)))
 
 
 @pytest.mark.parametrize("k", [-1, 0, 40, 50, 1000])
-def test_more_neighbours_than_images_are_refused(k: int) -> None:
-    refused("take a smaller k", lambda: neighbours(real=draw(0, 50), fake=draw(1, 40), k=k))
-    refused("take a smaller k", lambda: neighbours(real=draw(0, 40), fake=draw(1, 50), k=k))
+def test_k_must_be_positive_and_below_the_number_of_images(k: int) -> None:
+    fault = f"k = {k} needs at least {k + 1} images; got 40" if k > 0 else f"k = {k} must be at least 1"
+    refused(fault, lambda: neighbours(real=draw(0, 50), fake=draw(1, 40), k=k))
+    refused(fault, lambda: neighbours(real=draw(0, 40), fake=draw(1, 50), k=k))
 
 
-def test_just_enough_images_are_scored() -> None:
+def test_the_smallest_valid_set_is_accepted() -> None:
     real, fake = draw(0, 2 * D), draw(1, 2 * D)
     assert frechet_distance(real=real, fake=fake) > 0
     assert neighbours(real=real, fake=fake, k=2 * D - 1).precision > 0

@@ -1,4 +1,4 @@
-"""The nearest training image against brute force, on sets that are small, and on all of MNIST."""
+"""Nearest training images against brute force, on small sets and on all of MNIST."""
 
 import math
 
@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from pocketdiff.data import Dataset
-from pocketdiff.evaluate import memorization
-from pocketdiff.evaluate.memorization import Nearest, NearestImages, nearest_features
+from pocketdiff.evaluation import memorization
+from pocketdiff.evaluation.memorization import Nearest, NearestImages, nearest_features
 
 SHAPES = [(1, 28, 28), (3, 17, 22), (1, 16, 31), (3, 32, 16), (1, 19, 19)]
 SHIFTS = [(down, right) for down in (-2, -1, 0, 1, 2) for right in (-2, -1, 0, 1, 2)]
 NEAR_0 = 0.1
-"""Grey levels; sums of squares in float32 leave no copy farther off."""
+"""Grey levels: the error of sums of squares in float32."""
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +26,13 @@ def everything(mnist: Dataset) -> NearestImages:
 
 @pytest.fixture(scope="module")
 def held_out(mnist: Dataset) -> Tensor:
-    """A hundred real images that no model has learned from."""
+    """A hundred test images."""
     return mnist.test.pixels[::100]
 
 
 @pytest.fixture(scope="module")
 def truth(mnist: Dataset, held_out: Tensor) -> Tensor:
-    """Each one's distance from the nearest of all training images, over all shifts."""
+    """The distance of each to the nearest of all training images, over all shifts."""
     shifted = torch.stack([held_out.roll(shift, (2, 3)) for shift in SHIFTS], 1).flatten(0, 1).flatten(1).float()
     best = torch.full((len(held_out),), math.inf)
     for chunk in mnist.train.pixels.flatten(1).split(2000):
@@ -48,7 +47,7 @@ def noise(seed: int, n: int, shape: tuple[int, int, int]) -> Tensor:
 
 
 def blobs(seed: int, n: int, shape: tuple[int, int, int]) -> Tensor:
-    """Smooth images: unlike noise, they are nearer at some shifts than at others."""
+    """Smooth images, whose distance depends on the shift, unlike that of noise."""
     coarse = torch.rand(n, shape[0], 6, 6, generator=torch.Generator().manual_seed(seed))
     return (F.interpolate(coarse, shape[1:], mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
 
@@ -58,14 +57,14 @@ def found(images: Tensor, queries: Tensor) -> Nearest:
 
 
 def by_pixels(query: Tensor, images: Tensor) -> Tensor:
-    """Root mean square differences in grey levels, at the best of the shifts, in float64."""
+    """Root mean square difference in grey levels at the best shift, in float64."""
     apart = torch.stack([images.double() - query.roll(shift, (1, 2)).double() for shift in SHIFTS])
     return apart.square().mean((2, 3, 4)).sqrt().amin(0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", [noise, blobs])
-def test_the_nearest_of_a_small_set_is_that_of_all_pixels_and_shifts(make, shape: tuple[int, int, int]) -> None:
+def test_the_nearest_image_of_a_small_set_equals_brute_force(make, shape: tuple[int, int, int]) -> None:
     images, queries = make(0, 200, shape), make(1, 9, shape)
     queries[:4] = images[50:54].roll((2, -1), (2, 3))
     distance, which = found(images, queries)
@@ -75,7 +74,7 @@ def test_the_nearest_of_a_small_set_is_that_of_all_pixels_and_shifts(make, shape
     assert which[:4].tolist() == [50, 51, 52, 53]
 
 
-def test_the_distance_is_in_root_mean_square_grey_levels() -> None:
+def test_the_distance_is_the_root_mean_square_of_grey_levels() -> None:
     black = torch.zeros(1, 3, 20, 16, dtype=torch.uint8)
     half = black.clone()
     half[:, :, ::2] = 100
@@ -84,7 +83,7 @@ def test_the_distance_is_in_root_mean_square_grey_levels() -> None:
 
 
 @pytest.mark.parametrize("shift", [(2, 2), (-2, 1), (0, -2)])
-def test_what_is_shifted_out_comes_in_on_the_other_side(shift: tuple[int, int]) -> None:
+def test_shifts_are_circular(shift: tuple[int, int]) -> None:
     images = noise(0, 5, (1, 28, 28))
     distance, which = found(images, images.roll(shift, (2, 3)))
     assert distance.max() < NEAR_0
@@ -99,7 +98,7 @@ def test_what_is_shifted_out_comes_in_on_the_other_side(shift: tuple[int, int]) 
     share=st.floats(0, 1),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_shift_brings_images_nearer_than_the_bound(
+def test_the_bound_is_at_most_the_distance_at_any_shift(
     shape: tuple[int, int, int], seed: int, smooth: bool, shift: tuple[int, int], share: float
 ) -> None:
     make = blobs if smooth else noise
@@ -112,14 +111,14 @@ def test_no_shift_brings_images_nearer_than_the_bound(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_bound_is_tight_from_black(shape: tuple[int, int, int]) -> None:
-    """Parseval: an image's magnitudes are as long as its pixels."""
+def test_the_bound_to_a_black_image_is_exact(shape: tuple[int, int, int]) -> None:
+    """Parseval: the norm of the magnitudes is that of the pixels."""
     images = torch.cat([noise(0, 20, shape), blobs(1, 20, shape)])
     length = NearestImages(images)._bound(images).norm(dim=1)
     torch.testing.assert_close(length, images.float().flatten(1).norm(dim=1), rtol=1e-4, atol=0)
 
 
-def test_the_bound_keeps_most_of_what_sets_digits_apart(mnist: Dataset, everything: NearestImages) -> None:
+def test_the_bound_of_digits_is_over_a_third_of_their_distance(mnist: Dataset, everything: NearestImages) -> None:
     a, b = mnist.train.pixels[:500], mnist.train.pixels[500:1000]
     bound = (everything._bound(a) - everything._bound(b)).norm(dim=1)
     pixels = (a.float() - b.float()).flatten(1).norm(dim=1)
@@ -127,7 +126,7 @@ def test_the_bound_keeps_most_of_what_sets_digits_apart(mnist: Dataset, everythi
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (2, 2), (-2, 1), (1, -2)])
-def test_a_copy_is_found_whatever_its_shift(mnist: Dataset, everything: NearestImages, shift: tuple[int, int]) -> None:
+def test_a_shifted_copy_is_found(mnist: Dataset, everything: NearestImages, shift: tuple[int, int]) -> None:
     chosen = torch.arange(0, len(mnist.train), 600)
     copies = mnist.train.pixels[chosen].roll(shift, (2, 3))
     distance, which = Nearest.joined(list(everything.of(copies)))
@@ -135,12 +134,12 @@ def test_a_copy_is_found_whatever_its_shift(mnist: Dataset, everything: NearestI
     assert torch.equal(which, chosen)
 
 
-def test_a_copy_shifted_too_far_is_none(mnist: Dataset, everything: NearestImages) -> None:
+def test_a_copy_with_a_larger_shift_is_not_found(mnist: Dataset, everything: NearestImages) -> None:
     copies = mnist.train.pixels[::600].roll((0, 5), (2, 3))
     assert Nearest.joined(list(everything.of(copies))).distance.min() > 10
 
 
-def test_the_nearest_of_all_training_images_is_nearly_always_found(
+def test_the_nearest_of_all_training_images_is_found_for_97_percent(
     everything: NearestImages, held_out: Tensor, truth: Tensor
 ) -> None:
     distance, _ = Nearest.joined(list(everything.of(held_out)))
@@ -148,7 +147,7 @@ def test_the_nearest_of_all_training_images_is_nearly_always_found(
     assert (distance <= truth + 1e-2).double().mean() >= 0.97
 
 
-def test_the_image_named_is_at_the_distance_named(mnist: Dataset, everything: NearestImages, held_out: Tensor) -> None:
+def test_index_and_distance_belong_together(mnist: Dataset, everything: NearestImages, held_out: Tensor) -> None:
     distance, which = Nearest.joined(list(everything.of(held_out)))
     expected = [
         by_pixels(query, mnist.train.pixels[index, None]).item() for query, index in zip(held_out, which, strict=True)
@@ -156,9 +155,7 @@ def test_the_image_named_is_at_the_distance_named(mnist: Dataset, everything: Ne
     np.testing.assert_allclose(distance, expected, atol=1e-2)
 
 
-def test_a_hundredth_of_copies_among_real_images_is_nearer_than_all_others(
-    mnist: Dataset, everything: NearestImages
-) -> None:
+def test_one_percent_of_copies_among_real_images_are_the_nearest(mnist: Dataset, everything: NearestImages) -> None:
     queries, planted = mnist.test.pixels[1000:1300].clone(), torch.tensor([7, 150, 299])
     queries[planted] = mnist.train.pixels[[123, 4567, 59999]].roll((-1, 2), (2, 3))
     distance, which = Nearest.joined(list(everything.of(queries)))
@@ -168,7 +165,7 @@ def test_a_hundredth_of_copies_among_real_images_is_nearer_than_all_others(
     assert distance[others].min() > 10 * distance[planted].max()
 
 
-def test_an_images_nearest_depends_on_no_other_query(everything: NearestImages, held_out: Tensor) -> None:
+def test_a_query_does_not_depend_on_other_queries(everything: NearestImages, held_out: Tensor) -> None:
     whole = Nearest.joined(list(everything.of(held_out)))
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
     alone = [Nearest.joined(list(everything.of(held_out[[index]]))) for index in order[:7].tolist()]
@@ -183,7 +180,7 @@ def test_an_images_nearest_depends_on_no_other_query(everything: NearestImages, 
 
 @pytest.mark.parametrize("name", ["_FEW", "_SOME", "_MANY"])
 @pytest.mark.parametrize("size", [1, 7])
-def test_the_size_of_chunks_changes_no_distance(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_does_not_matter(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images, queries = blobs(0, 40, (1, 28, 28)), blobs(1, 30, (1, 28, 28))
     whole = found(images, queries)
     monkeypatch.setattr(memorization, name, size)
@@ -193,7 +190,7 @@ def test_the_size_of_chunks_changes_no_distance(name: str, size: int, monkeypatc
 
 
 @pytest.mark.parametrize("n", [1, 2, 30])
-def test_sets_smaller_than_the_number_of_candidates_are_searched(n: int) -> None:
+def test_sets_with_fewer_images_than_candidates_are_searched(n: int) -> None:
     images, query = blobs(0, n, (1, 16, 16)), blobs(1, 3, (1, 16, 16))
     distance, which = found(images, query)
     expected = torch.stack([by_pixels(one, images) for one in query])
@@ -201,7 +198,7 @@ def test_sets_smaller_than_the_number_of_candidates_are_searched(n: int) -> None
     assert torch.equal(which, expected.argmin(1))
 
 
-def test_the_nearest_in_another_order() -> None:
+def test_entries_at_indices() -> None:
     nearest = found(blobs(0, 20, (1, 16, 16)), blobs(1, 5, (1, 16, 16)))
     turned = nearest.at(torch.tensor([4, 0]))
     assert turned.distance.tolist() == [nearest.distance[4], nearest.distance[0]]
@@ -209,7 +206,7 @@ def test_the_nearest_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 2500])
-def test_nearest_features_are_torch_cdists(queries: int) -> None:
+def test_nearest_features_equal_torch_cdist(queries: int) -> None:
     source = torch.Generator().manual_seed(0)
     a, b = torch.randn(queries, 64, generator=source), torch.randn(700, 64, generator=source)
     b[5] = a[0]
@@ -217,4 +214,4 @@ def test_nearest_features_are_torch_cdists(queries: int) -> None:
     nearest = nearest_features(a, b)
     torch.testing.assert_close(nearest.distance, apart.amin(1).float(), rtol=1e-5, atol=1e-5)
     assert torch.equal(nearest.which, apart.argmin(1))
-    assert nearest.distance[0] == 0, "a copy is at no distance"
+    assert nearest.distance[0] == 0, "a copy has distance 0"

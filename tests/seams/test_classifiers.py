@@ -1,4 +1,4 @@
-"""The two classifiers: those that are shipped, what they say of an image, their files, and how they learn."""
+"""The two classifiers: the shipped ones, features and labels, files, and training."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pocketdiff.data import DataInfo, Dataset, Images, to_data_units
-from pocketdiff.evaluate import classifiers
-from pocketdiff.evaluate.classifiers import (
+from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation import classifiers
+from pocketdiff.evaluation.classifiers import (
     KINDS,
     NUM_FEATURES,
     SHIPPED,
@@ -20,6 +21,7 @@ from pocketdiff.evaluate.classifiers import (
     build,
     features,
     find_classifier,
+    find_or_train_classifiers,
     finished,
     read,
     save_classifier,
@@ -36,7 +38,7 @@ def shipped(mnist: Dataset) -> dict[str, Classifier]:
 
 @pytest.fixture(scope="module")
 def readings(mnist: Dataset, shipped: dict[str, Classifier]) -> dict[str, Tensor]:
-    """What each sees in every test image."""
+    """The class that each reads in every test image."""
     return {kind: torch.cat(list(read(classifier.net, mnist.test.pixels))) for kind, classifier in shipped.items()}
 
 
@@ -52,16 +54,18 @@ def seen(net: classifiers.FeatureNet | classifiers.Reader, pixels: Tensor) -> Te
     return torch.cat(list(features(net, pixels)))
 
 
-# Those that are shipped
+# The shipped ones
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_shipped_classifiers_read_nearly_all_test_images(
+def test_the_shipped_classifiers_are_accurate(
     kind: str, mnist: Dataset, shipped: dict[str, Classifier], readings: dict[str, Tensor]
 ) -> None:
     share = (readings[kind] == mnist.test.labels).double().mean().item()
     assert share >= 0.995
-    assert share == pytest.approx(shipped[kind].accuracy, abs=1.5e-4)  # Another machine may round one image away.
+    assert share == pytest.approx(
+        shipped[kind].accuracy, abs=1.5e-4
+    )  # Rounding on another machine may change one image.
     assert not shipped[kind].net.training
     assert not any(parameter.requires_grad for parameter in shipped[kind].net.parameters())
 
@@ -73,12 +77,12 @@ def test_the_shipped_classifiers_are_small() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_name_is_the_kind_and_the_start_of_the_hash(kind: str, shipped: dict[str, Classifier]) -> None:
+def test_the_name_is_the_kind_and_the_start_of_the_hash(kind: str, shipped: dict[str, Classifier]) -> None:
     assert shipped[kind].name == f"{kind}-{shipped[kind].sha256[:8]}"
     assert len(bytes.fromhex(shipped[kind].sha256)) == 32
 
 
-def test_the_two_classifiers_are_of_different_build(shipped: dict[str, Classifier]) -> None:
+def test_the_two_classifiers_have_different_architectures(shipped: dict[str, Classifier]) -> None:
     shapes = [
         {tuple(weight.shape) for weight in shipped[kind].net.parameters() if weight.ndim > 1}
         for kind in ("features", "reader")
@@ -86,13 +90,13 @@ def test_the_two_classifiers_are_of_different_build(shipped: dict[str, Classifie
     assert shapes[0].isdisjoint(shapes[1])
 
 
-def test_the_two_classifiers_err_on_different_images(mnist: Dataset, readings: dict[str, Tensor]) -> None:
+def test_the_two_classifiers_misread_different_images(mnist: Dataset, readings: dict[str, Tensor]) -> None:
     wrong = {kind: reading != mnist.test.labels for kind, reading in readings.items()}
     shared = int((wrong["features"] & wrong["reader"]).sum())
     assert shared < 0.75 * min(int(errors.sum()) for errors in wrong.values())
 
 
-def test_the_shipped_classifiers_are_for_their_data_alone(tiny_data: Dataset) -> None:
+def test_the_shipped_classifiers_are_not_used_for_other_data(tiny_data: Dataset) -> None:
     assert [find_classifier(kind, tiny_data.info, [SHIPPED]) for kind in KINDS] == [None, None]
 
 
@@ -100,7 +104,9 @@ def test_the_shipped_classifiers_are_for_their_data_alone(tiny_data: Dataset) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_images_features_depend_on_no_other_image(kind: str, mnist: Dataset, shipped: dict[str, Classifier]) -> None:
+def test_the_features_of_an_image_do_not_depend_on_other_images(
+    kind: str, mnist: Dataset, shipped: dict[str, Classifier]
+) -> None:
     net, pixels = shipped[kind].net, mnist.test.pixels[:503]
     whole = seen(net, pixels)
     order = torch.randperm(503, generator=torch.Generator().manual_seed(0))
@@ -110,14 +116,14 @@ def test_an_images_features_depend_on_no_other_image(kind: str, mnist: Dataset, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_read_in_an_image_depends_on_no_other_image(
+def test_the_label_of_an_image_does_not_depend_on_other_images(
     kind: str, mnist: Dataset, shipped: dict[str, Classifier], readings: dict[str, Tensor]
 ) -> None:
     chosen = torch.tensor([9999, 3, 4500])
     assert torch.equal(torch.cat(list(read(shipped[kind].net, mnist.test.pixels[chosen]))), readings[kind][chosen])
 
 
-def test_features_count_alike(mnist: Dataset, shipped: dict[str, Classifier]) -> None:
+def test_features_have_mean_0_and_variance_1(mnist: Dataset, shipped: dict[str, Classifier]) -> None:
     found = seen(shipped["features"].net, mnist.train.pixels[:4000])
     assert found.shape == (4000, NUM_FEATURES)
     assert found.isfinite().all()
@@ -126,7 +132,7 @@ def test_features_count_alike(mnist: Dataset, shipped: dict[str, Classifier]) ->
     assert found.var(0).max() < 2
 
 
-def test_no_feature_repeats_another(mnist: Dataset, shipped: dict[str, Classifier]) -> None:
+def test_features_are_not_redundant(mnist: Dataset, shipped: dict[str, Classifier]) -> None:
     correlations = seen(shipped["features"].net, mnist.test.pixels[:1000]).T.corrcoef() - torch.eye(NUM_FEATURES)
     assert correlations.abs().max() < 0.98
 
@@ -136,7 +142,7 @@ def test_no_feature_repeats_another(mnist: Dataset, shipped: dict[str, Classifie
 @pytest.mark.parametrize(
     ("height", "width", "classes"), [(16, 16, 2), (17, 22, 10), (27, 33, 3), (64, 64, 37), (16, 64, 5)]
 )
-def test_classifiers_take_any_image(kind: str, channels: int, height: int, width: int, classes: int) -> None:
+def test_classifiers_take_any_image_shape(kind: str, channels: int, height: int, width: int, classes: int) -> None:
     net = build(kind, info(channels, height, width, classes)).eval()
     x = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
     logits = net(x)
@@ -147,7 +153,7 @@ def test_classifiers_take_any_image(kind: str, channels: int, height: int, width
     assert net.train()(x).isfinite().all()
 
 
-def test_the_last_row_and_column_of_odd_images_count() -> None:
+def test_the_last_row_and_column_of_odd_sizes_matter() -> None:
     net = build("features", info(1, 17, 19, 2)).eval()
     x = torch.zeros(1, 1, 17, 19)
     for edge in ((..., 16, slice(None)), (..., slice(None), 18)):
@@ -161,13 +167,13 @@ def test_the_last_row_and_column_of_odd_images_count() -> None:
 
 @pytest.fixture
 def kept(tiny_data: Dataset, tmp_path: Path) -> tuple[Path, Classifier]:
-    """A classifier that has learned nothing, in a folder."""
+    """An untrained classifier in a folder."""
     classifier = finished("features", build("features", tiny_data.info), tiny_data)
     return save_classifier(tmp_path / "first", classifier, tiny_data.info), classifier
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_is_found(kind: str, tiny_data: Dataset, tmp_path: Path) -> None:
+def test_a_saved_classifier_is_found(kind: str, tiny_data: Dataset, tmp_path: Path) -> None:
     net = build(kind, tiny_data.info)
     for parameter in net.parameters():
         nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
@@ -182,7 +188,7 @@ def test_what_is_saved_is_found(kind: str, tiny_data: Dataset, tmp_path: Path) -
     assert torch.equal(seen(found.net, tiny_data.test.pixels), seen(made.net, tiny_data.test.pixels))
 
 
-def test_accuracy_is_the_share_of_the_test_split_read_right(tiny_data: Dataset) -> None:
+def test_accuracy_is_the_share_of_correct_test_images(tiny_data: Dataset) -> None:
     net = build("features", tiny_data.info)
     nn.init.zeros_(net.head.weight)
     with torch.no_grad():
@@ -190,7 +196,7 @@ def test_accuracy_is_the_share_of_the_test_split_read_right(tiny_data: Dataset) 
     assert finished("features", net, tiny_data).accuracy == 1 / 10
 
 
-def test_the_hash_is_of_kind_and_accuracy_and_every_weight(tiny_data: Dataset) -> None:
+def test_the_hash_covers_every_weight(tiny_data: Dataset) -> None:
     net = build("features", tiny_data.info)
     first = finished("features", net, tiny_data)
     assert finished("features", build("features", tiny_data.info), tiny_data).sha256 == first.sha256
@@ -227,13 +233,13 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "noise": lambda raw: bytes(range(256)) * 40,
     "all zeros": lambda raw: bytes(len(raw)),
     "another accuracy": with_metadata(accuracy=0.999),
-    "no number as accuracy": with_metadata(accuracy="high"),
+    "an accuracy that is not a number": with_metadata(accuracy="high"),
     "no accuracy": with_metadata(accuracy=None),
-    "no number that fits": with_metadata(accuracy=10**400),
+    "an accuracy that is too large": with_metadata(accuracy=10**400),
     "another hash": with_metadata(sha256="0" * 64),
     "no metadata": lambda raw: save(load(raw)),
     "metadata of another kind": lambda raw: save(load(raw), {"pocketdiff": "[1, 2]"}),
-    "metadata that are no JSON": lambda raw: save(load(raw), {"pocketdiff": "{"}),
+    "metadata that is not JSON": lambda raw: save(load(raw), {"pocketdiff": "{"}),
     "a tensor too few": with_tensors(lambda tensors: tensors.pop("head.bias")),
     "a tensor too many": with_tensors(lambda tensors: tensors.update(more=torch.zeros(3))),
     "a tensor of another type": with_tensors(lambda tensors: tensors.update({"head.bias": torch.zeros(10).half()})),
@@ -241,7 +247,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_not_taken(damage: str, kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+def test_a_damaged_file_is_ignored(damage: str, kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
     path, classifier = kept
     raw = path.read_bytes()
     path.write_bytes(DAMAGE[damage](raw))
@@ -252,7 +258,7 @@ def test_a_damaged_file_is_not_taken(damage: str, kept: tuple[Path, Classifier],
     assert whole.sha256 == classifier.sha256
 
 
-def test_a_flipped_bit_anywhere_in_the_weights_is_seen(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+def test_a_flipped_bit_in_the_weights_is_detected(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
     path, _ = kept
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
@@ -263,7 +269,7 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_seen(kept: tuple[Path, Classif
         assert find_classifier("features", tiny_data.info, [path.parent]) is None, f"bit {at % 8} of byte {at}"
 
 
-def test_a_flipped_bit_in_the_header_is_seen_or_harmless(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+def test_a_flipped_bit_in_the_header_is_detected_or_harmless(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
     path, classifier = kept
     raw = path.read_bytes()
     taken = 0
@@ -277,7 +283,9 @@ def test_a_flipped_bit_in_the_header_is_seen_or_harmless(kept: tuple[Path, Class
     assert taken < 10
 
 
-def test_the_next_folder_is_used_where_one_has_no_whole_file(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+def test_the_next_folder_is_used_if_a_file_is_missing_or_damaged(
+    kept: tuple[Path, Classifier], tiny_data: Dataset
+) -> None:
     path, classifier = kept
     folders = [path.parent.parent / name for name in ("missing", "damaged", "changed", "folder", "first")]
     for folder, damage in zip(folders[1:3], ("cut by a byte", "another accuracy"), strict=True):
@@ -291,7 +299,7 @@ def test_the_next_folder_is_used_where_one_has_no_whole_file(kept: tuple[Path, C
     assert find_classifier("features", tiny_data.info, []) is None
 
 
-def test_the_first_folder_goes_first(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+def test_the_first_folder_has_priority(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
     path, first = kept
     net = build("features", tiny_data.info)
     nn.init.ones_(net.head.bias)
@@ -304,7 +312,7 @@ def test_the_first_folder_goes_first(kept: tuple[Path, Classifier], tiny_data: D
         assert found.sha256 == expected.sha256
 
 
-def test_a_file_of_another_kind_or_other_data_is_not_taken(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
+def test_a_file_of_another_kind_or_other_data_is_ignored(kept: tuple[Path, Classifier], tiny_data: Dataset) -> None:
     path, _ = kept
     (path.parent / path.name.replace("features", "reader")).write_bytes(path.read_bytes())
     assert find_classifier("reader", tiny_data.info, [path.parent]) is None
@@ -317,7 +325,9 @@ def test_a_file_of_another_kind_or_other_data_is_not_taken(kept: tuple[Path, Cla
 
 
 class Spy(nn.Module):
-    """A classifier that learns fast and keeps what it was shown."""
+    """A small classifier that records its inputs."""
+
+    adam_only = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,9 +341,9 @@ class Spy(nn.Module):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training of three passes, in batches that cross from one pass to the next."""
-    monkeypatch.setattr(classifiers, "_LEAST", 1)
-    monkeypatch.setattr(classifiers, "_PASSES", 3)
+    """Training of three epochs, with batches that cross from one epoch to the next."""
+    monkeypatch.setattr(classifiers, "_MIN_LENGTH", 1)
+    monkeypatch.setattr(classifiers, "_EPOCHS", 3)
     monkeypatch.setattr(classifiers, "_BATCH", 16)
 
 
@@ -343,7 +353,7 @@ def weights_after(net: nn.Module, data: Images, seed: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("short")
-def test_training_sees_each_image_once_in_a_pass(tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_sees_each_image_once_per_epoch(tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     batch = Images.batch
 
@@ -354,14 +364,14 @@ def test_training_sees_each_image_once_in_a_pass(tiny_data: Dataset, monkeypatch
     monkeypatch.setattr(Images, "batch", noted)
     counts = list(train_classifier(Spy(), tiny_data.train, seed=0))
     assert counts == [16, 32, 48, 64, 80, 96, 112, 120]
-    passes = [taken[start : start + 40] for start in (0, 40, 80)]
-    assert [sorted(order) for order in passes] == [list(range(40))] * 3
+    epochs = [taken[start : start + 40] for start in (0, 40, 80)]
+    assert [sorted(order) for order in epochs] == [list(range(40))] * 3
     list(train_classifier(Spy(), tiny_data.train, seed=1))
-    assert len({tuple(order) for order in [*passes, taken[120:160]]}) == 4  # Each in an order of its own.
+    assert len({tuple(order) for order in [*epochs, taken[120:160]]}) == 4  # All in different orders.
 
 
 @pytest.mark.parametrize("n", [1, 40, 12_500, 60_000])
-def test_training_is_long_enough_for_few_images_and_for_many(n: int) -> None:
+def test_the_length_of_training(n: int) -> None:
     assert training_length(n) in {100_000, 8 * n}
     assert training_length(n) >= 100_000
     assert training_length(n) >= 8 * n
@@ -369,7 +379,7 @@ def test_training_is_long_enough_for_few_images_and_for_many(n: int) -> None:
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_is_decided_by_its_seed(kind: str, tiny_data: Dataset) -> None:
+def test_the_seed_decides_training(kind: str, tiny_data: Dataset) -> None:
     torch.manual_seed(1)
     net = build(kind, tiny_data.info)
     once = weights_after(net, tiny_data.train, 0)
@@ -380,7 +390,7 @@ def test_training_is_decided_by_its_seed(kind: str, tiny_data: Dataset) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_building_leaves_other_draws_as_they_are(kind: str) -> None:
+def test_building_does_not_change_torchs_generator(kind: str) -> None:
     before = torch.random.get_rng_state()
     build(kind, info(1, 16, 16, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -388,7 +398,7 @@ def test_building_leaves_other_draws_as_they_are(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_learns_digits(kind: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifiers, "_LEAST", 1)
+    monkeypatch.setattr(classifiers, "_MIN_LENGTH", 1)
     monkeypatch.setattr(classifiers, "_BATCH", 64)
     few = Images(mnist.train.pixels[:500], mnist.train.labels[:500])
     data = Dataset(few, Images(mnist.test.pixels[:1000], mnist.test.labels[:1000]), mnist.info)
@@ -399,7 +409,7 @@ def test_training_learns_digits(kind: str, mnist: Dataset, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("short")
-def test_training_shows_images_in_data_units_and_never_as_they_are(tiny_data: Dataset) -> None:
+def test_training_images_are_jittered_and_in_data_units(tiny_data: Dataset) -> None:
     net = Spy()
     list(train_classifier(net, tiny_data.train, seed=0))
     shown = torch.cat(net.shown)
@@ -409,7 +419,7 @@ def test_training_shows_images_in_data_units_and_never_as_they_are(tiny_data: Da
     assert torch.cdist(shown.flatten(1), to_data_units(tiny_data.train.pixels).flatten(1)).min() > 0.1
 
 
-def test_jitter_moves_images_by_up_to_two_pixels_each_way() -> None:
+def test_jitter_shifts_by_up_to_two_pixels() -> None:
     rows, columns = torch.arange(28.0)[:, None] - 13.5, torch.arange(32.0) - 15.5
     blob = torch.exp(-(rows.square() + columns.square()) / 8)[None, None]
     moved = classifiers._jittered(blob.repeat(1000, 1, 1, 1), 0, 0)[:, 0]
@@ -421,7 +431,7 @@ def test_jitter_moves_images_by_up_to_two_pixels_each_way() -> None:
         assert centres.std() == pytest.approx(2 / 3**0.5, rel=0.1)
 
 
-def test_jitter_is_another_for_each_image_and_step() -> None:
+def test_jitter_differs_between_images_steps_and_seeds() -> None:
     x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1, 1)
     first = classifiers._jittered(x, 0, 0)
     assert torch.equal(first, classifiers._jittered(x, 0, 0))
@@ -429,3 +439,50 @@ def test_jitter_is_another_for_each_image_and_step() -> None:
     assert not torch.equal(first, classifiers._jittered(x, 0, 1))
     assert not torch.equal(first, classifiers._jittered(x, 1, 0))
     assert F.mse_loss(first, x) > 0
+
+
+# Found, or trained and kept
+
+
+def never(what: str, _done: int, _total: int) -> None:
+    """A progress that no work may reach."""
+    raise AssertionError(what)
+
+
+@pytest.fixture
+def digits(mnist: Dataset) -> Dataset:
+    """A small data set without classifiers."""
+    return Dataset.from_arrays(mnist.train.pixels[1000:1300], mnist.train.labels[1000:1300])
+
+
+def test_mnists_classifiers_are_the_shipped_ones(mnist: Dataset, shipped: dict[str, Classifier], tmp_path) -> None:
+    found = find_or_train_classifiers(mnist, tmp_path)
+    assert [classifier.sha256 for classifier in found] == [shipped[kind].sha256 for kind in KINDS]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("short")
+def test_missing_classifiers_are_trained_once_and_kept(digits: Dataset, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    calls: list[tuple[str, int, int]] = []
+    first = find_or_train_classifiers(digits, tmp_path / "cache", lambda *call: calls.append(call))
+    assert {what for what, *_ in calls} == {"training the features classifier", "training the reader classifier"}
+    assert all(done <= total for _, done, total in calls)
+    assert calls[-1][1] == calls[-1][2]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert caplog.text.count("classifier yet; training one") == 2
+    second = find_or_train_classifiers(digits, tmp_path / "cache", never)
+    assert [classifier.sha256 for classifier in second] == [classifier.sha256 for classifier in first]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_cache_that_cannot_be_written_is_a_warning(digits: Dataset, tmp_path: Path, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    found = find_or_train_classifiers(digits, tmp_path / "file" / "cache")
+    assert len(found) == 2
+    assert "the classifier cannot be saved there" in caplog.text
+
+
+def test_too_few_training_images_are_refused_before_training(tiny_data: Dataset) -> None:
+    with pytest.raises(EvaluationError, match="the data have 40 training images, but a score needs 128 or more"):
+        find_or_train_classifiers(tiny_data, progress=never)

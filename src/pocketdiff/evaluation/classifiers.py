@@ -130,8 +130,7 @@ def training_length(n: int) -> int:
 def train_classifier(net: nn.Module, data: Images, seed: int) -> Iterator[int]:
     """Trains a classifier in place, with random rotation, scale, shear and shift; leaves it in eval mode.
 
-    Yields:
-        The number of images seen, after each step.
+    Yields the number of images seen, after each step.
     """
     n, length = len(data), training_length(len(data))
     optimizers = make_optimizers(net, 0.02, 3e-3)
@@ -169,14 +168,7 @@ def finished(kind: str, net: FeatureNet | Reader, data: Dataset) -> Classifier:
 
 
 def save_classifier(folder: Path, classifier: Classifier, info: DataInfo) -> Path:
-    """Writes a trained classifier into a folder, under the hash of its data.
-
-    Returns:
-        The file.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Writes a trained classifier into a folder, under the hash of its data; returns the file."""
     path = _path(folder, classifier.kind, info)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(path, classifier.net.state_dict(), _about(classifier.kind, classifier.accuracy, info))
@@ -220,7 +212,7 @@ def find_or_train_classifiers(data: Dataset, cache: Path | None = None, progress
     Args:
         data: The data set.
         cache: A folder with classifiers. New ones are saved there.
-        progress: Called while a classifier is trained: several minutes each on two cores.
+        progress: Called while a classifier is trained, which takes minutes.
 
     Raises:
         EvaluationError: If the data set has fewer than `MIN_IMAGES` training images.

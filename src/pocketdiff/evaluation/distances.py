@@ -1,7 +1,9 @@
 """Distances between generated and real images: pure functions of their features, computed in float64.
 
 Every function takes two sets of features, one row per image, as numpy arrays or tensors. Both are keyword arguments,
-``real=`` (the reference) and ``fake=`` (the images to score), because swapping them swaps precision and recall.
+``real=`` (the reference) and ``fake=`` (the images to score), because swapping them swaps precision and recall. It
+raises EvaluationError if a set has fewer than two images per feature, is constant, or has a value that is not finite,
+or if the sets differ in their number of features.
 """
 
 from typing import NamedTuple
@@ -15,10 +17,8 @@ from pocketdiff import rng
 from pocketdiff.errors import EvaluationError
 
 Features = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]
-"""One row per image; the two sets may differ in size."""
 _ROWS = 256
-"""Rows of a pairwise matrix in memory at once. The allocator reuses blocks of this size: three times as fast as larger
-ones."""
+"""Rows of a pairwise matrix in memory at once. The allocator reuses blocks of this size: three times as fast."""
 _NORMAL_95 = 1.959964
 """The 97.5% quantile of the standard normal distribution."""
 
@@ -39,36 +39,28 @@ class Gaussian(NamedTuple):
 
     @classmethod
     def of(cls, features: Features) -> "Gaussian":
-        """Mean and unbiased covariance.
-
-        Raises:
-            EvaluationError: If there are fewer than two images per feature, all images are equal, or a value is not
-                finite.
-        """
+        """Mean and unbiased covariance."""
         x = _checked(features, "the")
         return _weighted_gaussian(x, torch.ones(len(x), dtype=torch.float64))
 
 
-def frechet_between(a: Gaussian, b: Gaussian) -> float:
+def frechet_between(a: Gaussian, b: Gaussian, root_a: Float[Tensor, "d d"] | None = None) -> float:
     """The squared Fréchet distance between two normal distributions, in closed form.
 
     ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)``. The matrix roots come from symmetric
-    eigendecompositions, so they stay real for singular matrices. Source: Dowson and Landau 1982, eq. 4.
+    eigendecompositions, so they stay real for singular matrices. ``root_a`` is C_a^1/2, if it is known already.
+    Source: Dowson and Landau 1982, eq. 4.
     """
-    return _frechet(a, _root(a.covariance), b)
+    root = _root(a.covariance) if root_a is None else root_a
+    product = root @ b.covariance @ root
+    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    return max(0.0, float(apart))
 
 
 def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
-
-
-def _frechet(a: Gaussian, root: Float[Tensor, "d d"], b: Gaussian) -> float:
-    """`frechet_between`, given the square root of a's covariance."""
-    product = root @ b.covariance @ root
-    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
-    return max(0.0, float(apart))
 
 
 def frechet_distance(*, real: Features, fake: Features) -> float:
@@ -77,10 +69,6 @@ def frechet_distance(*, real: Features, fake: Features) -> float:
     With Inception features this is the FID (Heusel et al. 2017, eq. 6); with other features it is not. It is
     nonnegative, symmetric, and 0 for equal sets. It is biased: it grows as the number of images shrinks, so compare
     only values for equal numbers of images.
-
-    Raises:
-        EvaluationError: If a set has fewer than two images per feature, all its images are equal, or a value is not
-            finite; or if the two sets differ in their number of features.
     """
     _check_width(real, fake)
     return frechet_between(Gaussian.of(real), Gaussian.of(fake))
@@ -92,27 +80,16 @@ def frechet_estimate(*, real: Features | Gaussian, fake: Features, seed: int = 0
     Resampling increases the distance, so the spread of the resampled distances around their own mean is centred on the
     distance itself. If the fake images follow the real distribution, the interval is up to twice too wide; otherwise
     its width is about right.
-
-    Args:
-        real: Features, or the distribution fitted to them.
-        fake: Features.
-        seed: Of the bootstrap.
-        resamples: Number of bootstrap resamples.
-
-    Raises:
-        EvaluationError: As `frechet_distance`.
     """
     _check_width(real, fake)
     reference = real if isinstance(real, Gaussian) else Gaussian.of(real)
     x = _checked(fake, "the fake")
     root = _root(reference.covariance)
-    value = _frechet(reference, root, Gaussian.of(x))
-    drawn = rng.generator(seed, rng.Stream.BOOTSTRAP)
-    shares = np.full(len(x), 1 / len(x))
-    distances = np.array([
-        _frechet(reference, root, _weighted_gaussian(x, torch.from_numpy(drawn.multinomial(len(x), shares)).double()))
-        for _ in range(resamples)
-    ])  # fmt: skip
+    value = frechet_between(reference, Gaussian.of(x), root)
+    drawn, distances = rng.generator(seed, rng.Stream.BOOTSTRAP), np.empty(resamples)
+    for i in range(resamples):
+        counts = torch.from_numpy(drawn.multinomial(len(x), np.full(len(x), 1 / len(x)))).double()
+        distances[i] = frechet_between(reference, _weighted_gaussian(x, counts), root)
     low, high = np.quantile(distances - distances.mean(), [0.025, 0.975])
     return Estimate(value, min(value, max(0.0, value + float(low))), max(value, value + float(high)))
 
@@ -122,9 +99,6 @@ def kernel_distance(*, real: Features, fake: Features) -> float:
 
     With Inception features this is the KID (Bińkowski et al. 2018, section 4). Its expected value is 0 if both sets
     follow the same distribution, for any number of images; so it can be slightly negative.
-
-    Raises:
-        EvaluationError: As `frechet_distance`.
     """
     return kernel_estimate(real=real, fake=fake).value
 
@@ -134,9 +108,6 @@ def kernel_estimate(*, real: Features, fake: Features) -> Estimate:
 
     The interval is that of a mean, from the first-order term of the statistic: each fake image contributes twice the
     difference between its mean kernel with the other fake images and with the real ones.
-
-    Raises:
-        EvaluationError: As `frechet_distance`.
     """
     _check_width(real, fake)
     x, y = _checked(real, "the real"), _checked(fake, "the fake")
@@ -203,15 +174,8 @@ class Neighbours(NamedTuple):
 def neighbours(*, real: Features, fake: Features, k: int = 5) -> Neighbours:
     """Precision, recall, density, coverage and realism, all with the same neighbourhoods.
 
-    Recall and coverage depend on the numbers of images: compare only values for equal numbers in both sets.
-
-    Args:
-        real: Features.
-        fake: Features.
-        k: The radius of a neighbourhood is the distance to the k-th nearest neighbour.
-
-    Raises:
-        EvaluationError: As `frechet_distance`, or if a set has fewer than k + 1 images.
+    Recall and coverage depend on the numbers of images: compare only values for equal numbers in both sets. Also raises
+    EvaluationError if a set has fewer than k + 1 images.
     """
     _check_width(real, fake)
     x, y = _checked(real, "the real"), _checked(fake, "the fake")

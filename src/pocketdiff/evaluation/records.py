@@ -78,7 +78,7 @@ class Provenance(Frozen):
     """Where a score comes from: everything needed to reproduce it."""
 
     target: Text
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[int, Field(ge=1, lt=2**31)]
     seed: Count
     drawing: Drawing | None
     """None for images that were not drawn here."""

@@ -101,6 +101,3 @@ class Reference:
     def test_part(self, n: int) -> Int[Tensor, " m"]:
         """Indices of n test images for the real baseline, or of all of them; always the same."""
         return choose(len(self.data.test), n, Choice.TEST)
-
-
-LEAST = MIN_IMAGES

@@ -21,6 +21,7 @@ from pocketdiff.progress import Progress, silent
 from pocketdiff.records import hardware
 
 log = logging.getLogger(__name__)
+_MUST_MATCH = {"channels", "height", "width", "classes"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class Sample:
     def of(
         cls, target: "ImageModel | Sample", reference: Reference, n: int, seed: int, progress: Progress = silent
     ) -> "tuple[Sample, Drawing | None]":
-        """At most n of the target's images; n new ones, with the facts of their drawing, if the target is a model."""
+        """At most n images of a sample, or n new ones of a model with the facts of their drawing."""
         if isinstance(target, Sample):
             return target.some(n, seed), None
         began = time.perf_counter()
@@ -70,11 +71,11 @@ class Sample:
 def check_request(
     target: ImageModel | Sample, data: Dataset, n: int, seed: int, name: str = "", cas: bool = False
 ) -> None:
-    """Checks a request for a score before any work starts.
+    """Checks, before any work, that a target can be scored.
 
     Raises:
-        EvaluationError: If n or the seed is out of range, the images cannot be scored, the model was trained on other
-            data, or the classification accuracy score is requested without labels.
+        EvaluationError: If n or the seed is out of range, the images cannot be scored (`check_sample`), the model was
+            trained on other data, or the classification accuracy score is requested without labels.
     """
     if n < MIN_IMAGES:
         raise EvaluationError(f"n = {n}: a score needs {MIN_IMAGES} images or more")
@@ -82,26 +83,32 @@ def check_request(
         raise EvaluationError(f"seed = {seed}: must be from 0 to 2^31 - 1")
     if isinstance(target, Sample):
         check_sample(target, data.info)
-        labelled = target.labels is not None
     else:
-        check_trained_on(name or "the model", target, data)
-        labelled = target.conditional
-    if cas and not labelled:
-        raise EvaluationError("cas needs labels for a classifier to learn from; use images or a model with labels")
+        mine, theirs = (info.model_dump(include=_MUST_MATCH) for info in (target.info, data.info))
+        if mine != theirs or target.info.sha256 not in {None, data.info.sha256}:
+            remedy = "use its own (on the command line: --data, --size and --split-seed)"
+            raise EvaluationError(f"{name or 'the model'}: was not trained on these data; {remedy}")
+    if cas and (target.labels is None if isinstance(target, Sample) else not target.conditional):
+        raise EvaluationError(f"cas: {name or 'the target'} has no labels for a classifier to learn from")
 
 
-def check_trained_on(name: str, model: ImageModel, data: Dataset) -> None:
-    """Checks that a model was trained on a data set.
+def check_sample(sample: Sample, info: DataInfo) -> None:
+    """Checks that images can be scored.
 
     Raises:
-        EvaluationError: If it was trained on other data.
+        EvaluationError: If there are fewer than `MIN_IMAGES`, all are equal, their shape is not that of the data, or a
+            label is not a class index.
     """
-    facts = ("channels", "height", "width", "classes")
-    alike = all(getattr(model.info, fact) == getattr(data.info, fact) for fact in facts)
-    if not alike or model.info.sha256 not in {None, data.info.sha256}:
-        raise EvaluationError(
-            f"{name}: was not trained on these data; use its own (on the command line: --data, --size, --split-seed)"
-        )
+    shape, wanted, k = tuple(sample.pixels.shape[1:]), (info.channels, info.height, info.width), len(info.classes)
+    if shape != wanted:
+        raise EvaluationError(f"the images are {_shape(shape)}, but those of the data {_shape(wanted)}; resize them")
+    if len(sample) < MIN_IMAGES:
+        raise EvaluationError(f"{len(sample):,} images are too few: a score needs {MIN_IMAGES} or more")
+    if bool((sample.pixels == sample.pixels[0]).all()):
+        raise EvaluationError(f"the {len(sample):,} images are all equal; a constant set has no score")
+    low, high = (0, 0) if sample.labels is None else map(int, sample.labels.aminmax())
+    if low < 0 or high >= k:
+        raise EvaluationError(f"the labels are {low} to {high}, but the classes 0 to {k - 1}; use class indices")
 
 
 def own_data(model: ImageModel) -> Dataset:
@@ -116,42 +123,10 @@ def own_data(model: ImageModel) -> Dataset:
         raise DataError(f"{error}; the model was trained on it: say where it is now (--data)") from error
 
 
-def check_sample(sample: Sample, info: DataInfo) -> None:
-    """Checks that images can be scored.
-
-    Raises:
-        EvaluationError: If there are fewer than `MIN_IMAGES`, all are equal, their shape is not that of the data, or a
-            label is not a class index.
-    """
-    shape, wanted = tuple(sample.pixels.shape[1:]), (info.channels, info.height, info.width)
-    if shape != wanted:
-        raise EvaluationError(f"the images are {_shape(shape)}, but those of the data {_shape(wanted)}; resize them")
-    if len(sample) < MIN_IMAGES:
-        raise EvaluationError(f"{len(sample):,} images are too few: a score needs {MIN_IMAGES} or more")
-    if bool((sample.pixels == sample.pixels[0]).all()):
-        raise EvaluationError(f"the {len(sample):,} images are all equal; a constant set has no score")
-    if sample.labels is not None and not 0 <= (low := int(sample.labels.min())) <= int(sample.labels.max()) < len(
-        info.classes
-    ):
-        raise EvaluationError(
-            f"the labels are {low} to {int(sample.labels.max())}, but the data's classes 0 to {len(info.classes) - 1}; "
-            "use class indices"
-        )
-
-
 def draw(model: ImageModel, reference: Reference, n: int, seed: int, progress: Progress = silent) -> Sample:
-    """Draws images with the class frequencies of the training split; two seeds share no noise.
+    """Draws n images with the class frequencies of the training split; without labels if the model knows none.
 
-    Args:
-        model: Draws them. Without labels if the model knows none.
-        reference: Of the model's data set.
-        n: Number of images.
-        seed: Below 2^31; image i has the seed ``seed * 2^32 + i``.
-        progress: Called after each batch.
-
-    Raises:
-        RequestError: If the sampling settings are not possible.
-        SamplingError: If the network gives values that are not finite.
+    Image i has the seed ``seed * 2^32 + i``, so two seeds below 2^31 share no noise.
     """
     labels = labels_like(reference.data.train.labels, n) if model.conditional else [model.null] * n
     chunks = model.chunks(labels, range(seed << 32, (seed << 32) + n))
@@ -165,21 +140,16 @@ def labels_like(labels: Int[Tensor, " t"], n: int) -> list[int]:
 
 
 def control_samples(reference: Reference, n: int, seed: int = 0) -> dict[str, Sample]:
-    """Images that must score worse than real ones; each set is made from n test images, or all if there are fewer.
+    """Images that must score worse than real ones, made from n test images (all if there are fewer).
 
     Noise: every pixel drawn independently. Blurred: a Gaussian blur of one pixel. Shuffled labels: unchanged images
     with permuted labels, which only the accuracy and the distance within classes can detect.
     """
-    part = reference.test_part(n)
+    part, drawn = reference.test_part(n), rng.generator(seed, rng.Stream.CONTROL)
     pixels, labels = reference.data.test.pixels[part], reference.data.test.labels[part]
-    drawn = rng.generator(seed, rng.Stream.CONTROL)
     noise = torch.from_numpy(drawn.integers(0, 256, tuple(pixels.shape), dtype=np.uint8))
-    shuffled = labels[torch.from_numpy(drawn.permutation(len(labels)))]
-    return {
-        "noise": Sample(noise, labels),
-        "blurred": Sample(_blurred(pixels), labels),
-        "shuffled_labels": Sample(pixels, shuffled),
-    }
+    shuffled = Sample(pixels, labels[torch.from_numpy(drawn.permutation(len(labels)))])
+    return {"noise": Sample(noise, labels), "blurred": Sample(_blurred(pixels), labels), "shuffled_labels": shuffled}
 
 
 def _blurred(pixels: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
