@@ -7,7 +7,7 @@ read back. A model file holds its config and needs nothing else.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -50,17 +50,15 @@ class RunConfig(Frozen):
 
 
 class Position(Frozen):
-    """Where a run was when its checkpoint was saved."""
+    """Where a run was when its checkpoint was saved, and its times over all sessions, as in its summary."""
 
     step: Count
     seen: Count
     training_seconds: Amount
-    """Time in training steps so far, over all sessions."""
     other_seconds: Amount
-    """Time for everything else so far: pictures, checkpoints, start."""
 
 
-class Checkpoint(Frozen, arbitrary_types_allowed=True):
+class Checkpoint(NamedTuple):
     """A checkpoint that was read and verified."""
 
     path: Path
@@ -73,10 +71,7 @@ class Checkpoint(Frozen, arbitrary_types_allowed=True):
 def save_checkpoint(
     folder: RunFolder, state: TrainState, config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0
 ) -> Path:
-    """Writes a checkpoint, reads it back, and only then removes the older ones.
-
-    Returns:
-        Its path.
+    """Writes a checkpoint, reads it back, and only then removes the older ones; returns its path.
 
     Raises:
         TrainingError: If a weight is not finite; older checkpoints are kept.
@@ -94,12 +89,10 @@ def save_checkpoint(
     position = Position(
         step=state.step, seen=state.seen, training_seconds=training_seconds, other_seconds=other_seconds
     )
-    about: dict[str, Any] = {"checkpoint": position.model_dump(mode="json"), "config": config.model_dump(mode="json")}
-    if needed := plugins(config):
-        about["plugins"] = [plugin.model_dump(mode="json") for plugin in needed]
+    about = {name: record.model_dump(mode="json") for name, record in (("checkpoint", position), ("config", config))}
     path = folder.checkpoint(state.step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, about)
+    write_tensors(path, tensors, about | plugins(config))
     read_checkpoint(path)
     for other in folder.saved_checkpoints():
         if other != path:
@@ -121,7 +114,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         config = RunConfig.model_validate(about.get("config"))
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_reason(about, error)}") from error
-    return Checkpoint(path=path, position=position, config=config, tensors=tensors)
+    return Checkpoint(path, position, config, tensors)
 
 
 def newest_checkpoint(folder: RunFolder) -> tuple[Checkpoint, list[str]] | None:

@@ -51,15 +51,10 @@ class RunFolder:
 
     def image_epochs(self, suffix: str) -> dict[int, Path]:
         """The image grids of a view, by epoch."""
-        found = {path.name[len("image_ep") : -len(f"{suffix}.png")]: path for path in self._images(suffix)}
-        return {int(epoch): path for epoch, path in sorted(found.items()) if epoch.isdecimal()}
-
-    def _images(self, suffix: str) -> list[Path]:
-        return [path for path in self.pictures.glob("image_ep*.png") if path.name.endswith(f"{suffix}.png")]
-
-    def name(self) -> str:
-        """The folder's own name."""
-        return self.path.resolve().name
+        start, end = "image_ep", f"{suffix}.png"
+        found = [path for path in sorted(self.pictures.glob(f"{start}*.png")) if path.name.endswith(end)]
+        epochs = [path.name.removeprefix(start).removesuffix(end) for path in found]
+        return {int(epoch): path for epoch, path in zip(epochs, found, strict=True) if epoch.isdecimal()}
 
 
 def short_name(path: Path) -> str:

@@ -47,12 +47,10 @@ class SamplingFacts(Frozen):
 
 
 class View(NamedTuple):
-    """One of the ways in which a run shows its model."""
+    """One way in which a run shows its model. The suffix, such as ``_w0.5``, is part of the file names."""
 
     suffix: str
-    """Part of the file names: ``_w0.5``."""
     caption: str
-    """In words: ``w = 0.5``; empty where a model has one view."""
     still: "ImageModel"
     """Draws the image grid."""
     slow: "ImageModel | None" = None
@@ -62,7 +60,7 @@ class View(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A moment of the denoising."""
+    """A state during the denoising."""
 
     steps_left: int
     pixels: UInt8[Tensor, "n c h w"]
@@ -186,18 +184,9 @@ class ImageModel(ABC):
         rebuilt = self._rebuild()
         shapes, wanted = ({k: v.shape for k, v in net.state_dict().items()} for net in (rebuilt, self.net))
         if repr(rebuilt) != repr(self.net) or shapes != wanted:
-            raise PluginError(
-                f"the config does not build the network that it should describe, a {type(self.net).__name__}; register "
-                "the network (NETS) and name it in the config"
-            )
-        about: dict[str, Any] = {
-            "format": FORMAT,
-            "kind": self.config.kind,
-            "train": self.config.model_dump(mode="json"),
-            "data": self.info.model_dump(mode="json"),
-        }
-        if needed := plugins(self.config):
-            about["plugins"] = [plugin.model_dump(mode="json") for plugin in needed]
+            raise PluginError("the config does not build this network; register the network and name it in the config")
+        config, info = (record.model_dump(mode="json") for record in (self.config, self.info))
+        about = {"format": FORMAT, "kind": self.config.kind, "train": config, "data": info, **plugins(self.config)}
         write_tensors(Path(path), self.net.state_dict(), about)
 
     def facts(self) -> dict[str, str]:
@@ -235,14 +224,9 @@ class ImageModel(ABC):
 
 
 class DiffusionModel(ImageModel):
-    """A trained denoiser with one way of sampling it.
+    """A trained denoiser with one way of sampling it: ``sampling``, or the config's own.
 
-    Args:
-        denoiser: With its weights loaded, on the device to draw on.
-        config: The run's config.
-        info: The facts of the data.
-        sampling: Sampling settings; the config's own if left out.
-        guide: The weaker model that ``sampling.guide`` names.
+    ``guide`` is the weaker model that ``sampling.guide`` names.
 
     Raises:
         RequestError: If ``sampling.guide`` names a model and ``guide`` is not given, or does not fit.
@@ -304,10 +288,8 @@ class DiffusionModel(ImageModel):
         words = [way.sampler, f"{len(self.grid()) - 1} steps", f"scale {way.scale:g} (w = {way.scale - 1:g})"]
         words += [f"{name} {value}" for name, value in way.options.items()]
         if way.interval is not None:
-            words.append(f"guidance from {way.interval[0]:g} to {way.interval[1]:g}")
-        if way.guide is not None:
-            words.append(f"guided by {way.guide}")
-        return ", ".join(words)
+            words.append("guidance from {:g} to {:g}".format(*way.interval))
+        return ", ".join(words if way.guide is None else [*words, f"guided by {way.guide}"])
 
     def sampling_facts(self) -> SamplingFacts:
         """How it draws, as a record."""

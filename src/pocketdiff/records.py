@@ -10,7 +10,6 @@ from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
 
 from pocketdiff.frozen import Frozen
 
@@ -30,16 +29,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Hardware(Frozen):
-    """A machine."""
+    """A machine. Family and model tell processors apart that share a name; None where the system does not say."""
 
     cpu: Text
-    """The processor's name, as the system gives it."""
     vendor: Text | None = None
     family: int | None = None
-    """Family and model tell processors apart that share a name; None where the system does not say."""
     model: int | None = None
     threads: Count
-    """Threads that torch uses."""
     device: Text
     """``cpu``, or the name of the GPU."""
     system: Text
@@ -58,26 +54,25 @@ class Versions(Frozen):
 
 
 class Summary(Frozen):
-    """``summary.json``: what a finished run took."""
+    """``summary.json``: what a finished run took, over all sessions."""
 
     steps: Count
     images_seen: Count
-    """Repeats counted."""
     parameters: Count
     """Weights that were trained."""
     training_seconds: Amount
-    """Time in training steps, over all sessions."""
+    """Time in training steps."""
     other_seconds: Amount
     """Time for everything else: pictures, scores, checkpoints, start."""
     images_per_second: Amount
     peak_memory_bytes: Count | None
     peak_gpu_memory_bytes: Count | None
     fp32_peak_flops: Amount | None = None
-    """Measured peak of the device in fp32, in floating-point operations per second."""
+    """Measured fp32 peak of the device, in floating-point operations per second."""
     hardware: Hardware
     versions: Versions
     commit: Text | None
-    """Commit of the package's checkout, with ``+`` if its files differ from it; None if it is installed elsewhere."""
+    """Of the package's checkout, with ``+`` if its files differ from it; None if it is not a checkout."""
 
 
 def hardware(device: torch.device | str = "cpu") -> Hardware:
@@ -119,25 +114,23 @@ def peak_memory() -> int | None:
 def fp32_peak(device: torch.device | str = "cpu", seconds: float = 1.0) -> float:
     """The device's measured fp32 peak in FLOP/s: the better of a matrix product and a 3 x 3 convolution.
 
-    Args:
-        device: Where to measure.
-        seconds: Time that the measurement takes, about.
+    Each is timed for half of ``seconds``.
     """
     a = torch.randn(2048, 2048, device=device)
-    x = torch.randn(64, 128, 14, 14, device=device).contiguous(memory_format=torch.channels_last)
-    kernel = torch.randn(128, 128, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-
-    def rate(operations: float, work: Tensor, weight: Tensor) -> float:
-        best, stop = 0.0, time.perf_counter() + seconds / 2
-        while time.perf_counter() < stop or not best:
-            began = time.perf_counter()
-            result = work @ weight if work.ndim == 2 else torch.conv2d(work, weight, padding=1)
-            result.flatten()[0].item()  # Waits for the device.
-            best = max(best, operations / (time.perf_counter() - began))
-        return best
-
-    with torch.no_grad():
-        return max(rate(2 * 2048**3, a, a), rate(2 * 64 * 14 * 14 * 128 * 128 * 9, x, kernel))
+    x, kernel = (
+        torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+        for shape in ((64, 128, 14, 14), (128, 128, 3, 3))
+    )
+    best = 0.0
+    for work, operations in (
+        (lambda: a @ a, 2 * 2048**3),
+        (lambda: torch.conv2d(x, kernel, padding=1), 2 * 64 * 14 * 14 * 128 * 128 * 9),
+    ):
+        began = now = time.perf_counter()
+        while now - began < seconds / 2:
+            work().flatten()[0].item()  # Waits for the device.
+            best, now = max(best, operations / (time.perf_counter() - now)), time.perf_counter()
+    return best
 
 
 def commit() -> str | None:

@@ -83,10 +83,10 @@ class OneOf:
 
     def kinds(self) -> dict[str, type[Frozen]]:
         """The config class of each kind."""
-        return {name: self._config(self.registry.find(name)) for name in self.registry.names()}
+        return {name: self._config(name) for name in self.registry.names()}
 
-    @staticmethod
-    def _config(entry: Any) -> type[Frozen]:
+    def _config(self, kind: object) -> type[Frozen]:
+        entry = self.registry.find(kind)
         return entry if isinstance(entry, type) else entry.config
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -94,9 +94,8 @@ class OneOf:
 
         def choose(value: Any) -> Frozen:
             if isinstance(value, Mapping):
-                return self._config(self.registry.find(value.get("kind"))).model_validate(value)
-            cls = self._config(self.registry.find(getattr(value, "kind", None)))
-            if not isinstance(value, cls):
+                return self._config(value.get("kind")).model_validate(value)
+            if not isinstance(value, cls := self._config(getattr(value, "kind", None))):
                 raise ValueError(f"must be a {cls.__name__}")
             return value
 
@@ -104,16 +103,12 @@ class OneOf:
 
 
 class Plugin(Frozen):
-    """An implementation from outside the package that a config needs."""
+    """An entry from outside the package that a config needs, with its module and, if installed, ``name==version``."""
 
     noun: str
-    """What it is: "network", "sampler", ..."""
     name: str
-    """Its key in the registry."""
     module: str
-    """The module that defines it."""
     package: str | None = None
-    """The installed distribution, as ``name==version``; None for a module of the user's own."""
 
     def remedy(self) -> str:
         """How to make it available."""
@@ -122,19 +117,20 @@ class Plugin(Frozen):
         return f"import the module {self.module!r} first (on the command line: --plugin {self.module})"
 
 
-def plugins(config: BaseModel) -> list[Plugin]:
-    """The entries that a config names and that come from outside the package."""
-    found = [_plugin(registry, name) for registry, name in _named(config)]
-    return list(dict.fromkeys(plugin for plugin in found if plugin is not None))
+def plugins(config: BaseModel) -> dict[str, Any]:
+    """What a file says of the entries of its config from outside the package: a list under ``plugins``, or nothing."""
+    needed = [_plugin(registry, name) for registry, name in _named(config)]
+    found = [plugin.model_dump(mode="json") for plugin in needed if plugin is not None]
+    return {"plugins": found} if found else {}
 
 
 def _named(config: BaseModel) -> Iterator[tuple[Registry[Any], str]]:
     """Every name in a config and its nested configs, with the registry it belongs to."""
     for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
+        if (value := getattr(config, name)) is None:
+            continue
         for mark in marks(field.annotation, field.metadata):
-            if value is not None:
-                yield mark.registry, value if isinstance(value, str) else value.kind
+            yield mark.registry, value if isinstance(value, str) else value.kind
         if isinstance(value, BaseModel):
             yield from _named(value)
 
