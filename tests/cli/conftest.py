@@ -12,6 +12,14 @@ from pocketdiff.evaluation import classifiers
 from tests.cli.helpers import SMALL, train_words
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_summaries_of_shared_runs() -> Iterator[None]:
+    """The measurement of the machine's peak takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pocketdiff.run.run.fp32_peak", lambda device: 1e11)
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny diffusion model, which no test changes."""

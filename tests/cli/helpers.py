@@ -32,7 +32,7 @@ def fails(capsys: Any, words: list[str], status: int, message: str) -> None:
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("pocketdiff: ")]
     assert len(lines) == 1, error
-    assert message in lines[0]
+    assert message in lines[0], lines[0]
     assert "Traceback" not in error
 
 

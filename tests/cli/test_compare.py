@@ -89,12 +89,12 @@ def test_models_of_other_data_are_refused_by_name(trained: Path, digits: Dataset
     fails(capsys, ["compare", str(trained), other, "--n", "150"], 2, "tiny and other differ in data: ")
 
 
-def test_the_flags_name_the_data_set(trained: Path, file: Path, digits: Dataset, tmp_path) -> None:
-    options = compare.CompareOptions(runs=(trained,), data=str(file))
-    assert compare._data(options).info == digits.info
-    assert compare._data(compare.CompareOptions(runs=(trained,))) is None
-    assert compare._data(compare.CompareOptions(runs=(Path("a.json"),), data=str(file))) is None
-    assert compare._data(compare.CompareOptions(runs=(trained,), size=(20,))).info.height == 20
+def test_the_flags_name_the_data_set(trained: Path, digits: Dataset, tmp_path, capsys) -> None:
+    pixels, labels = digits.train.pixels[:400, 0].numpy(), digits.train.labels[:400].numpy()
+    np.savez(tmp_path / "other.npz", images=pixels, labels=labels)
+    words = ["compare", str(trained), "--n", "150"]
+    fails(capsys, [*words, "--data", str(tmp_path / "other.npz")], 2, "differ in data: ")
+    fails(capsys, [*words, "--size", "20"], 2, "tiny")
 
 
 def test_runs_of_one_name_are_told_apart(gans: list[Path], tmp_path, monkeypatch, capsys) -> None:

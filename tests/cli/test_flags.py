@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import Field
 
-from pocketdiff.cli.flags import Metavar, Positional, UsageError, Words, apply, parse, peek
+from pocketdiff.cli.flags import Metavar, Positional, UsageError, apply, parse, peek
 from pocketdiff.config import MethodConfig, SamplingConfig
 from pocketdiff.frozen import Frozen
 from pocketdiff.methods import PRESETS
@@ -17,8 +17,6 @@ from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.samplers import SAMPLERS
 from pocketdiff.schedule import DiscreteBeta, Karras, LogNormal
-
-WORDS = Words("test", "[flags]", "Tests.", "example:\n  pocketdiff test\n")
 
 
 class Nothing(Frozen):
@@ -33,7 +31,11 @@ class Base(Frozen):
 
 
 class Options(Base):
-    """Options of a verb."""
+    """Tests the flags.
+
+    Examples:
+      pocketdiff test x
+    """
 
     runs: Annotated[tuple[Path, ...], Positional("RUN")]
     """Folders."""
@@ -48,33 +50,34 @@ class Options(Base):
 
 
 def flags(*words: str, config: MethodConfig = PRESETS["quick"]) -> Any:
-    return apply(config, parse(WORDS, words, Nothing, config, "config: the defaults are the test's")[1])
+    return apply(config, parse("test", words, Nothing, config, "config: the defaults are the test's")[1])
 
 
 def help_of(capsys, options: type[Frozen], config: MethodConfig | SamplingConfig | None = None) -> str:
     with pytest.raises(SystemExit):
-        parse(WORDS, ["--help"], options, config, "config: the defaults are the test's")
+        parse("test", ["--help"], options, config, "config: the defaults are the test's")
     return str(capsys.readouterr().out)
 
 
 def test_options_are_a_model_and_the_flags_of_the_config_a_dictionary() -> None:
     words = ["x", "--out", "o", "--exact", "--seed", "3", "--widths", "8", "16", "--scale", "2"]
-    options, given = parse(WORDS, words, Options, PRESETS["quick"], "config: x")
+    options, given = parse("test", words, Options, PRESETS["quick"], "config: x")
     assert options == Options(runs=(Path("x"),), out=Path("o"), exact=True, seed=3)
     assert given == {"net.widths": ["8", "16"], "sampling.scale": "2"}
-    many, _ = parse(WORDS, ["a", "b", "--json", "j", "--out", "none"], Options)
-    assert (many.runs, many.json_, many.out, many.seed) == ((Path("a"), Path("b")), Path("j"), None, 7)
+    many, _ = parse("test", ["a", "b", "--json", "j", "--out", "none"], Options)
+    assert (many.runs, many.json_, many.out, many.seed) == ((Path("a"), Path("b")), Path("j"), Path("none"), 7)
 
 
 def test_the_name_of_an_option_hides_a_field_of_the_config() -> None:
-    options, given = parse(WORDS, ["x", "--seed", "3"], Options, PRESETS["quick"], "config: x")
+    options, given = parse("test", ["x", "--seed", "3"], Options, PRESETS["quick"], "config: x")
     assert (options.seed, given) == (3, {})
 
 
 def test_the_help_of_options_has_a_group_for_each_base_class(capsys) -> None:
     text = help_of(capsys, Options)
-    assert text.endswith(WORDS.examples)
-    own, shared = " ".join(text.split()).split("shared: what two verbs have in common")
+    assert text.startswith("usage: pocketdiff test RUN [RUN ...] [flags]\n\nTests the flags.\n")
+    assert text.endswith("\nexamples:\n  pocketdiff test x\n")
+    own, shared = " ".join(text.split()).split(" shared: what two verbs have in common ")
     for line in (
         "RUN Folders",
         "--out FOLDER Where it goes",
@@ -98,7 +101,7 @@ def test_the_help_of_options_has_a_group_for_each_base_class(capsys) -> None:
 )
 def test_a_fault_of_an_option_names_it(words: str, message: str) -> None:
     with pytest.raises(UsageError) as fault:
-        parse(WORDS, words.split(), Options)
+        parse("test", words.split(), Options)
     assert str(fault.value).startswith(message)
 
 

@@ -7,26 +7,20 @@ from typing import Annotated
 from pocketdiff.checkpoint import load
 from pocketdiff.cli.console import Bar, cache_folder, check_free, pick_device, say, write_files
 from pocketdiff.cli.evaluate import ScoreOptions, load_set
-from pocketdiff.cli.flags import Metavar, Positional, Words, parse
-from pocketdiff.data import Dataset
+from pocketdiff.cli.flags import Metavar, Positional, parse
 from pocketdiff.evaluation import compare
-
-WORDS = Words(
-    "compare",
-    "RUN [RUN ...] [flags]",
-    """Scores models alike and shows them side by side: realism, variety, labels, and what training and drawing cost.
-Differences that exceed their confidence interval are marked. RUN is a finished run, a model file, or a file of
-evaluate --json.""",
-    """examples:
-  pocketdiff compare runs/gan runs/gan-conditional runs/laptop --out report
-  pocketdiff compare runs/laptop runs/other --n 2000
-  pocketdiff compare here.json there.json            files of evaluate --json, from two machines
-""",
-)
 
 
 class CompareOptions(ScoreOptions):
-    """What ``pocketdiff compare`` takes."""
+    """Scores models alike and shows them side by side: realism, variety, labels, and what training and drawing cost.
+    Differences that exceed their confidence interval are marked. RUN is a finished run, a model file, or a file of
+    evaluate --json.
+
+    Examples:
+      pocketdiff compare runs/gan runs/gan-conditional runs/laptop --out report
+      pocketdiff compare runs/laptop runs/other --n 2000
+      pocketdiff compare here.json there.json            files of evaluate --json, from two machines
+    """
 
     runs: Annotated[tuple[Path, ...], Positional("RUN")]
     """A finished run, a model file, or a file of evaluate --json."""
@@ -40,11 +34,13 @@ class CompareOptions(ScoreOptions):
 
 def main(arguments: list[str]) -> int:
     """Scores, writes, and returns the exit status."""
-    options, _ = parse(WORDS, arguments, CompareOptions)
+    options, _ = parse("compare", arguments, CompareOptions)
     outputs = [options.out / name for name in ("index.html", "table.md", "comparison.json")] if options.out else []
     for path in outputs:
         check_free(path, options.overwrite)
-    device, data = pick_device(options.device), _data(options)
+    device = pick_device(options.device)
+    models = [run for run in options.runs if run.suffix != ".json"]
+    data = load_set(options, load(models[0])) if models else None
     with Bar() as bar:
         result = compare(
             options.runs, data, n=options.n, seed=options.seed, device=device, cache=cache_folder(), progress=bar
@@ -56,11 +52,3 @@ def main(arguments: list[str]) -> int:
     for path in outputs:
         say(f"wrote {path}")
     return 0
-
-
-def _data(options: CompareOptions) -> Dataset | None:
-    """The data set of the flags; None if there are none."""
-    models = [run for run in options.runs if run.suffix != ".json"]
-    if not models or (options.data, options.size, options.split_seed) == (None, None, None):
-        return None
-    return load_set(options, load(models[0]))

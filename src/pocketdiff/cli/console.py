@@ -12,16 +12,7 @@ from types import FrameType, TracebackType
 
 import platformdirs
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich import console, progress
 
 from pocketdiff.cli.flags import UsageError
 from pocketdiff.files import write_file
@@ -113,13 +104,13 @@ class Bar:
 
     def __init__(self) -> None:
         # A live bar would also swallow what goes into a pipe.
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
-            redirect_stdout=sys.stdout.isatty(),
+        self.progress = progress.Progress(
+            progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn(),
+            progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
+            console=console.Console(stderr=True), redirect_stdout=sys.stdout.isatty(),
         )  # fmt: skip
         self.plain = not self.progress.console.is_terminal
-        self.what, self.task = "", TaskID(0)
+        self.what, self.task = "", progress.TaskID(0)
         self.first, self.began, self.last_line = 0, 0.0, 0.0
 
     def __enter__(self) -> "Bar":

@@ -9,32 +9,17 @@ from pydantic import Field
 
 from pocketdiff.checkpoint import load
 from pocketdiff.cli.console import Bar, cache_folder, check_free, pick_device, say, write_files
-from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, Words, apply, parse
+from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.cli.sample import DEFAULTS, check_settings, sampled
-from pocketdiff.config import SamplingConfig, Side
+from pocketdiff.config import MethodConfig, SamplingConfig, Side
 from pocketdiff.data import Dataset, load_data, load_images
-from pocketdiff.errors import DataError
 from pocketdiff.evaluation import Evaluation, Sample, Sweep, evaluate, sweep
 from pocketdiff.evaluation.classifiers import MIN_IMAGES
+from pocketdiff.evaluation.sample import own_data
 from pocketdiff.folder import RunFolder
 from pocketdiff.frozen import Frozen
 from pocketdiff.model import ImageModel
 
-WORDS = Words(
-    "evaluate",
-    "TARGET [flags]",
-    """Scores images against a data set: how close they are to real ones, how varied, whether they show the right class,
-and whether they are copies. TARGET is a finished run, a model file, an .npz file or a folder of images. Every score is
-shown with the score of as many real images.""",
-    """examples:
-  pocketdiff evaluate runs/laptop                              a table, in a few minutes
-  pocketdiff evaluate runs/laptop --out report                 and report/index.html, with pictures
-  pocketdiff evaluate samples.npz --json score.json            images of any origin, against MNIST
-  pocketdiff evaluate pets --data photos --size 32             against your own data set
-  pocketdiff evaluate runs/laptop --n 2000 --scales 1,1.25,1.5,2 --steps 4,6,10,20 --out sweep
-  pocketdiff evaluate runs/laptop --intervals none,0.3:3 --guides none,runs/quick
-""",
-)
 LISTS = {"samplers": "sampler", "steps": "steps", "scales": "scale", "intervals": "interval", "guides": "guide"}
 """The flags that take a list, and the sampling setting of its values."""
 
@@ -75,7 +60,18 @@ class SweepOptions(Frozen):
 
 
 class EvaluateOptions(ScoreOptions, SweepOptions):
-    """What ``pocketdiff evaluate`` takes beside the sampling settings."""
+    """Scores images against a data set: how realistic they are, how varied, whether they show the right class, and
+    whether they are copies. Every score is shown with the score of as many real images. TARGET is a finished run, a
+    model file, an .npz file or a folder of images.
+
+    Examples:
+      pocketdiff evaluate runs/laptop                              a table, in a few minutes
+      pocketdiff evaluate runs/laptop --out report                 and report/index.html, with pictures
+      pocketdiff evaluate samples.npz --json score.json            images of any origin, against MNIST
+      pocketdiff evaluate pets --data photos --size 32             against your own data set
+      pocketdiff evaluate runs/laptop --n 2000 --scales 1,1.25,1.5,2 --steps 4,6,10,20 --out sweep
+      pocketdiff evaluate runs/laptop --intervals none,0.3:3 --guides none,runs/quick
+    """
 
     target: Annotated[Path, Positional("TARGET")]
     """A finished run, a model file, or images."""
@@ -95,16 +91,14 @@ class EvaluateOptions(ScoreOptions, SweepOptions):
 
 def main(arguments: list[str]) -> int:
     """Scores, writes, and returns the exit status."""
-    options, given = parse(WORDS, arguments, EvaluateOptions, SamplingConfig(), DEFAULTS)
+    options, given = parse("evaluate", arguments, EvaluateOptions, SamplingConfig(), DEFAULTS)
     page = options.out and options.out / "index.html"
     outputs = {flag: path for flag, path in {"--json": options.json_, "--out": page}.items() if path is not None}
     if len({path.resolve() for path in outputs.values()}) < len(outputs):
         raise UsageError("is where --out writes its page; take another --json", f"--json {options.json_}")
     for flag, path in outputs.items():
         check_free(path, options.overwrite, flag)
-    is_run = RunFolder(options.target).is_run()
-    holds_images = not is_run if options.target.is_dir() else options.target.suffix == ".npz"
-    result = _of_images(options, given) if holds_images else _of_model(options, given)
+    result = _scored(options, given)
     text = json.dumps(result.json(), indent=2, allow_nan=False) + "\n"
     write_files({path: text if flag == "--json" else result.page() for flag, path in outputs.items()})
     say(result.table())
@@ -113,39 +107,31 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _of_images(options: EvaluateOptions, given: Given) -> Evaluation:
-    if settings := [*_lists(options), *given]:
-        raise UsageError(f"needs a model, and {options.target} holds images", f"--{settings[0]}")
-    data = load_set(options)
-    return _evaluate(options, Sample(*load_images(str(options.target), data.info)), data)
-
-
-def _of_model(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
-    model, lists = load(options.target, pick_device(options.device)), _lists(options)
-    check_settings(model, [*lists, *given], options.target)
-    models = sampled(model, _combinations(options, lists, given))
-    data = load_set(options, model)
-    if len(models) == 1:
-        return _evaluate(options, models[0], data)
-    if options.controls or options.cas:
-        raise UsageError("--controls and --cas need a single sampling; leave them out of a sweep")
+def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
+    lists = {name: text.split(",") for name in LISTS if (text := getattr(options, name)) is not None}
+    path, name, settings = options.target, str(options.target), [*lists, *given]
+    target: ImageModel | Sample
+    models: list[ImageModel] = []
+    if path.suffix == ".npz" or (path.is_dir() and not RunFolder(path).is_run()):
+        if settings:
+            raise UsageError(f"needs a model, and {path} holds images", f"--{settings[0]}")
+        data = load_set(options)
+        target = Sample(*load_images(name, data.info))
+    else:
+        model = load(path, pick_device(options.device))
+        check_settings(model, settings, path)
+        models = sampled(model, _combinations(options, lists, given))
+        data, target = load_set(options, model), models[0]
+    n, seed, cache = options.n, options.seed, cache_folder()
     with Bar() as bar:
-        return sweep(
-            models, data, n=options.n, seed=options.seed, name=str(options.target), cache=cache_folder(), progress=bar
-        )
-
-
-def _evaluate(options: EvaluateOptions, target: ImageModel | Sample, data: Dataset) -> Evaluation:
-    with Bar() as bar:
-        return evaluate(
-            target, data, n=options.n, seed=options.seed, controls=options.controls, cas=options.cas,
-            name=str(options.target), cache=cache_folder(), progress=bar,
-        )  # fmt: skip
-
-
-def _lists(options: EvaluateOptions) -> dict[str, list[str]]:
-    """The lists that are given."""
-    return {name: text.split(",") for name in LISTS if (text := getattr(options, name)) is not None}
+        if len(models) < 2:
+            controls, cas = options.controls, options.cas
+            return evaluate(
+                target, data, n=n, seed=seed, controls=controls, cas=cas, name=name, cache=cache, progress=bar
+            )
+        if options.controls or options.cas:
+            raise UsageError("--controls and --cas need a single sampling; leave them out of a sweep")
+        return sweep(models, data, n=n, seed=seed, name=name, cache=cache, progress=bar)
 
 
 def _combinations(options: EvaluateOptions, lists: dict[str, list[str]], given: Given) -> list[Given]:
@@ -172,14 +158,9 @@ def load_set(options: DataOptions, model: ImageModel | None = None) -> Dataset:
     Raises:
         DataError: If it cannot be read.
     """
-    source, size, seed = (
-        ("mnist", None, 0) if model is None else (model.config.data, model.config.size, model.config.seed)
-    )
-    if options.size is not None:
-        size = options.size[0], options.size[-1]
-    try:
-        return load_data(options.data or source, size, seed if options.split_seed is None else options.split_seed)
-    except DataError as error:
-        if model is None or options.data is not None:
-            raise
-        raise DataError(f"{error}; the model was trained on these data: give their path now with --data") from error
+    if model is not None and (options.data, options.size, options.split_seed) == (None, None, None):
+        return own_data(model)
+    config = MethodConfig(kind="none") if model is None else model.config
+    size = config.size if options.size is None else (options.size[0], options.size[-1])
+    seed = config.seed if options.split_seed is None else options.split_seed
+    return load_data(options.data or config.data, size, seed)

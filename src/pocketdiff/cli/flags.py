@@ -21,6 +21,8 @@ from pocketdiff.errors import PocketdiffError
 from pocketdiff.registry import Named, OneOf, marks
 
 Model = TypeVar("Model", bound=BaseModel)
+_ABSENT = object()
+"""A default that does not exist, or is not shown."""
 Given = dict[str, Any]
 """The flags of a config that were given: their values as typed, by the field's path ("net.widths")."""
 
@@ -38,7 +40,7 @@ class UsageError(PocketdiffError):
         self.reason = reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metavar:
     """Marks an option: ``Annotated[Path, Metavar("FOLDER")]`` names its value in the help, or its possible values."""
 
@@ -50,15 +52,6 @@ class Metavar:
 
 class Positional(Metavar):
     """Marks an option that is given without a flag."""
-
-
-class Words(NamedTuple):
-    """What the help of a verb says."""
-
-    verb: str
-    usage: str
-    description: str
-    examples: str
 
 
 class _Leaf(NamedTuple):
@@ -78,6 +71,10 @@ class _Leaf(NamedTuple):
     @property
     def is_kind(self) -> bool:
         return self.path.endswith(".kind")
+
+    @property
+    def nargs(self) -> str | None:
+        return "+" if _holds_many(self.annotation) else None
 
     def value(self, typed: Any) -> Any:
         """A typed value, for validation: ``none``, LOW:HIGH and KEY=VALUE resolved."""
@@ -113,47 +110,52 @@ class _Parser(argparse.ArgumentParser):
         """All arguments; an unknown flag is answered with the nearest known one."""
         namespace, unknown = self.parse_known_args(list(arguments))
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
             self.error(f"there is no {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
         return vars(namespace)
 
 
 def parse(
-    words: Words, arguments: Sequence[str], options: type[Model], config: BaseModel | None = None, heading: str = ""
+    verb: str, arguments: Sequence[str], options: type[Model], config: BaseModel | None = None, heading: str = ""
 ) -> tuple[Model, Given]:
     """Parses a verb's arguments.
 
     Args:
-        words: What the help says.
-        arguments: The words after the verb.
-        options: The verb's own options. In the help, those of a base class form a group, which the base class's
-            docstring describes.
+        verb: Its name.
+        arguments: The words after it.
+        options: The verb's own options. The docstring is the description and the examples of the help. The options of
+            a base class form a group, with its docstring as the heading.
         config: Has a flag for every field, but for those whose name is also an option's.
-        heading: Of the config's flags in the help: "title: description".
+        heading: Of the config's flags: "title: description".
 
     Raises:
         UsageError: If a flag does not exist, or an option's value does not fit.
     """
+    description, _, examples = inspect.cleandoc(options.__doc__ or "").partition("\n\nExamples:\n")
     parser = _Parser(
-        f"pocketdiff {words.verb}", usage=f"pocketdiff {words.verb} {words.usage}", description=words.description,
-        epilog=words.examples, allow_abbrev=False, formatter_class=_Formatter,
+        f"pocketdiff {verb}", description=description, epilog=f"examples:\n{examples}\n", allow_abbrev=False,
+        formatter_class=_Formatter,
     )  # fmt: skip
-    leaves = {leaf.path: leaf for leaf in _leaves(options)}
+    leaves, named = {leaf.path: leaf for leaf in _leaves(options)}, ""
     for cls in options.__mro__:
         own = [leaves[name] for name in inspect.get_annotations(cls) if name in leaves]
-        if own:
-            title, _, text = (cls.__doc__ or "").removesuffix(".").partition(": ")
-            group = parser if cls is options else parser.add_argument_group(title.lower(), text)
-            for leaf in own:
-                _add_option(parser, group, leaf, options)
+        title, _, text = (cls.__doc__ or "").removesuffix(".").partition(": ")
+        group = parser if cls is options or not own else parser.add_argument_group(title.lower(), text)
+        for leaf in own:
+            field = options.model_fields[leaf.path]
+            if any(isinstance(mark, Positional) for mark in field.metadata):
+                parser.add_argument(leaf.path, metavar=leaf.metavar, nargs=leaf.nargs, help=leaf.help)
+                named += f" {leaf.metavar}{f' [{leaf.metavar} ...]' if leaf.nargs else ''}"
+            else:
+                hidden = field.default in (None, False, PydanticUndefined)
+                _add(group, leaf, [leaf.flag], leaf.path, _ABSENT if hidden else field.default, "store_true")
     if config is not None:
         _add_config(parser, config, heading, set(leaves))
+    parser.usage = f"{parser.prog}{named} [flags]"
     values = parser.read(arguments)
     own_values = {path: value for path, value in values.items() if path in leaves}
     typed = {path.removeprefix("."): value for path, value in values.items() if path not in leaves}
-    tree = {path: leaves[path].value(value) for path, value in own_values.items()}
-    return _validate(options, tree, own_values, leaves), typed
+    return _validate(options, own_values, own_values, leaves), typed
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -222,21 +224,6 @@ def _nearest(location: list[str], given: Given) -> str:
     return max(exact or within, key=lambda path: (not path.endswith(".kind"), len(path)), default=".".join(location))
 
 
-def _add_option(parser: _Parser, group: argparse._ActionsContainer, leaf: _Leaf, options: type[BaseModel]) -> None:
-    field = options.model_fields[leaf.path]
-    many = "+" if _holds_many(leaf.annotation) else None
-    if any(isinstance(mark, Positional) for mark in field.metadata):
-        parser.add_argument(leaf.path, metavar=leaf.metavar, nargs=many, help=leaf.help)
-    elif leaf.annotation is bool:
-        group.add_argument(leaf.flag, dest=leaf.path, action="store_true", default=argparse.SUPPRESS, help=leaf.help)
-    else:
-        default = "" if field.default in (None, PydanticUndefined) else f" (default: {_show(field.default)})"
-        group.add_argument(
-            leaf.flag, dest=leaf.path, nargs=many, metavar=leaf.metavar, default=argparse.SUPPRESS,
-            help=f"{leaf.help}{default}".replace("%", "%%"),
-        )  # fmt: skip
-
-
 def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str]) -> None:
     """Adds a flag for every field of a config; those of nested configs form groups."""
     leaves = [leaf for leaf in _merged(type(config)) if leaf.path not in taken]
@@ -250,16 +237,20 @@ def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str
         title = leaf.path.rpartition(".")[0]
         if title not in groups:
             groups[title] = parser.add_argument_group(title.replace("_", "-"))
-        only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and not leaf.is_kind else ""
-        present = _get(config, leaf.path, None if leaf.is_kind else _ABSENT)
-        default = "" if present is _ABSENT else f" (default: {_show(present)})"
-        shape: dict[str, Any] = {"nargs": "+" if _holds_many(leaf.annotation) else None, "metavar": leaf.metavar}
-        if leaf.annotation is bool:
-            shape = {"action": argparse.BooleanOptionalAction}
-        groups[title].add_argument(
-            *short, leaf.flag, dest=f".{leaf.path}", default=argparse.SUPPRESS,
-            help=f"{only}{leaf.help}{default}".replace("%", "%%"), **shape,
-        )  # fmt: skip
+        present: Any = config
+        for part in leaf.path.split("."):
+            present = getattr(present, part, None if leaf.is_kind else _ABSENT)
+        flags = [*short, leaf.flag]
+        _add(groups[title], leaf, flags, f".{leaf.path}", present, argparse.BooleanOptionalAction)
+
+
+def _add(group: Any, leaf: _Leaf, flags: list[str], dest: str, default: Any, switch: Any) -> None:
+    """Adds an argument; ``switch`` is the action of a boolean."""
+    only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and not leaf.is_kind else ""
+    shown = "" if default is _ABSENT else f" (default: {_show(default)})"
+    shape = {"action": switch} if leaf.annotation is bool else {"nargs": leaf.nargs, "metavar": leaf.metavar}
+    text = f"{only}{leaf.help}{shown}".replace("%", "%%")
+    group.add_argument(*flags, dest=dest, default=argparse.SUPPRESS, help=text, **shape)
 
 
 def _merged(model: type[BaseModel]) -> list[_Leaf]:
@@ -287,16 +278,6 @@ def _leaves(model: type[BaseModel], prefix: str = "", kinds: tuple[str, ...] = (
             named = [str(each) for each in field.metadata if isinstance(each, Metavar)]
             names = _braces(mark.registry.names()) if isinstance(mark, Named) else _metavar(field.annotation)
             yield _Leaf(path, field.annotation, text, named[0] if named else names, kinds)
-
-
-_ABSENT = object()
-
-
-def _get(config: Any, path: str, absent: Any) -> Any:
-    """A config's value; ``absent`` where its kind has no such field."""
-    for name in path.split("."):
-        config = getattr(config, name, absent)
-    return config
 
 
 def _show(value: Any) -> str:

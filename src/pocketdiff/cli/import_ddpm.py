@@ -4,24 +4,19 @@ from pathlib import Path
 from typing import Annotated
 
 from pocketdiff.cli.console import check_free, say
-from pocketdiff.cli.flags import Metavar, Positional, UsageError, Words, parse
+from pocketdiff.cli.flags import Metavar, Positional, UsageError, parse
 from pocketdiff.frozen import Frozen
 from pocketdiff.importer import import_ddpm
 
-WORDS = Words(
-    "import-ddpm",
-    "MODEL.pth [flags]",
-    """Converts what the DDPM-MNIST script saved with torch.save(ddpm.state_dict(), ...) into a model file. The numbers
-of features, classes and steps are read from the tensors. The file is read as data; no code in it is run.""",
-    """example:
-  pocketdiff import-ddpm model_19.pth --out model.safetensors
-  pocketdiff sample model.safetensors --labels 0-9 --out digits.png
-""",
-)
-
 
 class ImportOptions(Frozen):
-    """What ``pocketdiff import-ddpm`` takes."""
+    """Converts what the DDPM-MNIST script saved with torch.save(ddpm.state_dict(), ...) into a model file. The numbers
+    of features, classes and steps are read from the tensors. The file is read as data; no code in it is run.
+
+    Examples:
+      pocketdiff import-ddpm model_19.pth --out model.safetensors
+      pocketdiff sample model.safetensors --labels 0-9 --out digits.png
+    """
 
     file: Annotated[Path, Positional("MODEL.pth")]
     """The state dict that the script saved."""
@@ -33,7 +28,7 @@ class ImportOptions(Frozen):
 
 def main(arguments: list[str]) -> int:
     """Converts a model and returns the exit status."""
-    options, _ = parse(WORDS, arguments, ImportOptions)
+    options, _ = parse("import-ddpm", arguments, ImportOptions)
     if options.out.suffix != ".safetensors":
         raise UsageError("must end in .safetensors", f"--out {options.out}")
     check_free(options.out, options.overwrite)

@@ -13,7 +13,7 @@ from pydantic import Field
 from pocketdiff import pictures
 from pocketdiff.checkpoint import load, with_sampling
 from pocketdiff.cli.console import Bar, check_free, pick_device, say, warn
-from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, Words, apply, parse
+from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.config import SamplingConfig
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.frozen import Frozen
@@ -26,24 +26,19 @@ ZOOM = 2
 FRAMES = 20
 """Frames of a GIF, about, where there are more than twice as many steps."""
 
-WORDS = Words(
-    "sample",
-    "RUN_OR_FILE [flags]",
-    """Draws images with a trained model. It needs only the model file, which also has the default of every sampling
-flag.""",
-    """examples:
-  pocketdiff sample runs/laptop                                       four of each class, into samples.png
-  pocketdiff sample runs/laptop --labels 3,1,4,1,5 --out pi.png       only these, in this order
-  pocketdiff sample runs/laptop --labels 0-9 --out digits.gif         the denoising
-  pocketdiff sample runs/laptop --per-label 1000 --out digits.npz     images, labels and seeds as arrays
-  pocketdiff sample runs/laptop --per-label 100 --out digits          a folder of PNG files, one sub-folder per class
-  pocketdiff sample runs/laptop --sampler ancestral --steps 50 --options eta=0.5 --interval 0.3:3
-""",
-)
-
 
 class SampleOptions(Frozen):
-    """What ``pocketdiff sample`` takes beside the sampling settings."""
+    """Draws images with a trained model. It needs only the model file, which also has the default of every sampling
+    flag.
+
+    Examples:
+      pocketdiff sample runs/laptop                                     four of each class, into samples.png
+      pocketdiff sample runs/laptop --labels 3,1,4,1,5 --out pi.png     only these, in this order
+      pocketdiff sample runs/laptop --labels 0-9 --out digits.gif       the denoising
+      pocketdiff sample runs/laptop --per-label 1000 --out digits.npz   images, labels and seeds as arrays
+      pocketdiff sample runs/laptop --per-label 100 --out digits        a folder of PNG files, one sub-folder per class
+      pocketdiff sample runs/laptop --sampler ancestral --steps 50 --options eta=0.5 --interval 0.3:3
+    """
 
     model: Annotated[Path, Positional("RUN_OR_FILE")]
     """The folder of a finished run, or a model file."""
@@ -63,7 +58,7 @@ class SampleOptions(Frozen):
 
 def main(arguments: list[str]) -> int:
     """Draws, writes, and returns the exit status."""
-    options, given = parse(WORDS, arguments, SampleOptions, SamplingConfig(), DEFAULTS)
+    options, given = parse("sample", arguments, SampleOptions, SamplingConfig(), DEFAULTS)
     out, named = options.out, options.labels is not None
     if out.suffix not in WRITERS:
         raise UsageError("must end in .png, .gif or .npz, or have no ending, for a folder", f"--out {out}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, cache_folder, pick_device, say, warn
-from pocketdiff.cli.flags import Metavar, UsageError, Words, apply, parse, peek
+from pocketdiff.cli.flags import Metavar, UsageError, apply, parse, peek
 from pocketdiff.data import load_data
 from pocketdiff.frozen import Frozen
 from pocketdiff.methods import PRESETS
@@ -12,24 +12,6 @@ from pocketdiff.methods.loop import StepReport
 from pocketdiff.records import Summary
 from pocketdiff.run import Run
 
-WORDS = Words(
-    "train",
-    "[flags]",
-    """Trains a model. Everything about the run goes into one folder: config.json, metrics.jsonl, pictures, checkpoints,
-model.safetensors and summary.json. The same command again continues an unfinished run.""",
-    """examples:
-  pocketdiff train                                      MNIST, five minutes on two cores, into runs/laptop
-  pocketdiff train --preset quick --seed 1 --out runs/a
-  pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images per class
-  pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
-  pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
-  pocketdiff train --preset consistency --teacher runs/laptop
-                                                        a model that draws in one or two steps
-  pocketdiff train --preset ddpm                        the original experiment, a day or more; small, two minutes:
-  pocketdiff train --preset ddpm --out runs/small --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 \\
-      --batch 128 --adam-lr 2e-3
-""",
-)
 LONG = 3600.0
 """A run that takes more seconds than this is announced."""
 _MEASURED = 20
@@ -39,7 +21,21 @@ _SMOOTHING = 0.95
 
 
 class TrainOptions(Frozen):
-    """What ``pocketdiff train`` takes beside the config."""
+    r"""Trains a model. Everything about the run goes into one folder: config.json, metrics.jsonl, pictures,
+    checkpoints, model.safetensors and summary.json. The same command again continues an unfinished run.
+
+    Examples:
+      pocketdiff train                                      MNIST, five minutes on two cores, into runs/laptop
+      pocketdiff train --preset quick --seed 1 --out runs/a
+      pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images per class
+      pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
+      pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
+      pocketdiff train --preset consistency --teacher runs/laptop
+                                                            a model that draws in one or two steps
+      pocketdiff train --preset ddpm                        the original experiment, a day or more; small, two minutes:
+      pocketdiff train --preset ddpm --out runs/small --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 \
+          --batch 128 --adam-lr 2e-3
+    """
 
     preset: Annotated[str, Metavar(PRESETS)] = "laptop"
     """Where all settings begin."""
@@ -56,7 +52,7 @@ def main(arguments: list[str]) -> int:
     preset = peek(arguments, "--preset") or "laptop"
     if preset not in PRESETS:
         raise UsageError(f"there is no such preset; there are {', '.join(PRESETS)}", f"--preset {preset}")
-    options, given = parse(WORDS, arguments, TrainOptions, PRESETS[preset], "config: the defaults are the preset's")
+    options, given = parse("train", arguments, TrainOptions, PRESETS[preset], "config: the defaults are the preset's")
     device = pick_device(options.device)
     config = apply(PRESETS[preset], given)
     data = load_data(config.data, config.size, config.seed)
