@@ -42,12 +42,14 @@ class Registry(dict[str, Entry]):
             ValueError: If there is no such entry.
             PluginError: If the installed package cannot be imported.
         """
-        if isinstance(name, str) and name not in self and (point := _installed(self.group).get(name)):
+        if not isinstance(name, str):
+            raise ValueError(f"the kind of the {self.noun} is missing; use {', '.join(self.names())}")
+        if name not in self and (point := _installed(self.group).get(name)):
             try:
                 self[name] = point.load()
             except Exception as error:
                 raise PluginError(f"the {self.noun} {name!r} cannot be imported from {point.value}: {error}") from error
-        if not isinstance(name, str) or name not in self:
+        if name not in self:
             raise ValueError(f"there is no {self.noun} {name!r}; use {', '.join(self.names())}")
         return self[name]
 
