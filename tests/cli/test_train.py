@@ -23,6 +23,7 @@ from pocketdiff.folder import RunFolder
 from pocketdiff.methods.loop import StepReport
 from pocketdiff.model import DiffusionModel
 from pocketdiff.run.gallery import Gallery
+from pocketdiff.run.log import MetricsLog
 from pocketdiff.tensors import read_tensors
 from tests.cli.helpers import contents, ddpm_words, fails, lines, spawn, train_words
 
@@ -127,6 +128,15 @@ def test_losses_and_speed_are_shown_as_moving_averages() -> None:
     average = 0.95 * (0.95 * 1.0 + 0.05 * 0.5) + 0.05 * 0.25
     assert calls[0] == ("training", 10, 100, "loss 1.0000, other loss 2.0000")
     assert calls[2] == ("training", 30, 100, f"loss {average:.4f}, other loss 2.0000, 5 img/s")
+
+
+def test_the_log_has_the_mean_of_each_interval(tmp_path) -> None:
+    log = MetricsLog(RunFolder(tmp_path), every=30)
+    for step, loss in enumerate((1.0, 0.5, 0.25, 8.0), 1):
+        log.add(report(step, 10, loss=loss), float(step), last=step == 4)
+    first, second = lines(tmp_path)
+    assert first["loss"] == pytest.approx(1.75 / 3)
+    assert (second["loss"], second["images_per_second"]) == (8.0, 10.0)
 
 
 def test_other_work_is_a_note_behind_the_training_bar_and_a_bar_of_its_own_before_it() -> None:

@@ -1,6 +1,7 @@
 """``pocketdiff evaluate``: the scores of a model's images, or of any others, beside those of real images."""
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from pydantic import Field
 from pocketdiff.checkpoint import load
 from pocketdiff.cli.console import Bar, cache_folder, check_free, pick_device, say, write_files
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
-from pocketdiff.cli.sample import DEFAULTS, check_settings, sampled
+from pocketdiff.cli.sample import DEFAULTS, sampled
 from pocketdiff.config import MethodConfig, SamplingConfig, Side
 from pocketdiff.data import Dataset, load_data, load_images
 from pocketdiff.evaluation import Evaluation, Sample, Sweep, evaluate, sweep
@@ -111,7 +112,7 @@ def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
     lists = {name: text.split(",") for name in LISTS if (text := getattr(options, name)) is not None}
     path, name, settings = options.target, str(options.target), [*lists, *given]
     target: ImageModel | Sample
-    models: list[ImageModel] = []
+    models: Sequence[ImageModel] = []
     if path.suffix == ".npz" or (path.is_dir() and not RunFolder(path).is_run()):
         if settings:
             raise UsageError(f"needs a model, and {path} holds images", f"--{settings[0]}")
@@ -119,8 +120,7 @@ def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
         target = Sample(*load_images(name, data.info))
     else:
         model = load(path, pick_device(options.device))
-        check_settings(model, settings, path)
-        models = sampled(model, _combinations(options, lists, given))
+        models = sampled(model, _combinations(options, lists, given), settings, path)
         data, target = load_set(options, model), models[0]
     n, seed, cache = options.n, options.seed, cache_folder()
     with Bar() as bar:

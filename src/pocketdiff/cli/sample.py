@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,46 +59,43 @@ class SampleOptions(Frozen):
 def main(arguments: list[str]) -> int:
     """Draws, writes, and returns the exit status."""
     options, given = parse("sample", arguments, SampleOptions, SamplingConfig(), DEFAULTS)
-    out, named = options.out, options.labels is not None
+    out, labels = options.out, options.labels
     if out.suffix not in WRITERS:
         raise UsageError("must end in .png, .gif or .npz, or have no ending, for a folder", f"--out {out}")
     check_free(out, options.overwrite)
-    model = load(options.model, pick_device(options.device))
-    check_settings(model, list(given), options.model)
-    (model,) = sampled(model, [given])
+    (model,) = sampled(load(options.model, pick_device(options.device)), [given], list(given), options.model)
     if out.suffix == ".gif" and model.sampling is None:
         raise UsageError(f"a GIF shows the denoising, and {options.model} draws in one step; use .png", f"--out {out}")
-    if named and not model.conditional:
-        raise UsageError(f"{options.model} knows no labels; leave them out", f"--labels {options.labels}")
-    row = list(range(len(model.classes))) if options.labels is None else parse_labels(options.labels, model.classes)
-    how = model.how()
+    if labels is not None and not model.conditional:
+        raise UsageError(f"{options.model} knows no labels; leave them out", f"--labels {labels}")
+    row = list(range(model.null)) if labels is None else parse_labels(labels, model.classes)
+    wanted = row * (options.per_label or (4 if labels is None else 1))
     if not model.conditional:
         warn(f"{options.model} knows no labels: its images show random classes")
-    job = Job(model, row * (options.per_label or (1 if named else 4)), options.seed, len(row))
+        wanted = [model.null] * len(wanted)
+    seeds = list(range(options.seed, options.seed + len(wanted)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[out.suffix](job, out)
-    say(f"wrote {out}: {len(job.labels):,} images, {how}, seeds {job.seeds[0]} to {job.seeds[-1]}")
+    WRITERS[out.suffix](Job(model, wanted, seeds, min(len(row), 40)), out)
+    say(f"wrote {out}: {len(wanted):,} images, {model.how()}, seeds {seeds[0]} to {seeds[-1]}")
     return 0
 
 
-def check_settings(model: ImageModel, names: Sequence[str], target: Path) -> None:
-    """Checks that a model has sampling settings, if some are given.
-
-    Raises:
-        UsageError: If it has none.
-    """
-    if model.sampling is None and names:
-        raise UsageError(f"{target} draws in one step and has no sampling settings", f"--{names[0]}")
-
-
-def sampled(model: ImageModel, settings: Sequence[Given]) -> list[ImageModel]:
+def sampled(model: ImageModel, settings: Sequence[Given], flags: Sequence[str], target: Path) -> Sequence[ImageModel]:
     """The model with each of the sampling settings, duplicates left out.
 
+    Args:
+        model: The model.
+        settings: Sampling settings as typed.
+        flags: Their flags.
+        target: Where the model comes from.
+
     Raises:
-        UsageError: If a setting does not fit.
+        UsageError: If a setting does not fit, or the model has none.
         RequestError: If a schedule does not have enough levels, or a guide does not fit.
     """
     if (own := model.sampling) is None:
+        if flags:
+            raise UsageError(f"{target} draws in one step and has no sampling settings", f"--{flags[0]}")
         return [model]
     configs: list[SamplingConfig] = []
     for given in settings:
@@ -144,29 +141,32 @@ def _find(word: str, classes: tuple[str, ...]) -> int | None:
     return int(word) if int(word) < len(classes) else None
 
 
-class Job:
-    """What is drawn: labels and seeds, in rows of ``row`` images."""
+class Job(NamedTuple):
+    """What is drawn."""
 
-    def __init__(self, model: ImageModel, labels: list[int], seed: int, row: int) -> None:
-        self.model = model
-        self.labels = labels if model.conditional else [model.null] * len(labels)
-        self.seeds = list(range(seed, seed + len(labels)))
-        self.columns = min(row, 40)
+    model: ImageModel
+    labels: list[int]
+    seeds: list[int]
+    columns: int
+    """Of a sheet."""
 
     def images(self) -> torch.Tensor:
         """All images (n, c, h, w)."""
-        chunks, drawn = [], 0
+        chunks: list[torch.Tensor] = []
         with Bar() as bar:
             bar("drawing", 0, len(self.labels))
             for chunk in self.model.chunks(self.labels, self.seeds):
                 chunks.append(chunk)
-                drawn += len(chunk)
-                bar("drawing", drawn, len(self.labels))
+                bar("drawing", sum(map(len, chunks)), len(self.labels))
         return _checked(torch.cat(chunks))
+
+    def sheet(self, images: torch.Tensor) -> Image.Image:
+        """Images in rows."""
+        return pictures.tile(images, self.columns, self.model.info.ink, ZOOM)
 
 
 def _write_png(job: Job, out: Path) -> None:
-    write_file(out, pictures.png(pictures.tile(job.images(), job.columns, job.model.info.ink, ZOOM)))
+    write_file(out, pictures.png(job.sheet(job.images())))
 
 
 def _write_gif(job: Job, out: Path) -> None:
@@ -182,7 +182,7 @@ def _write_gif(job: Job, out: Path) -> None:
             if pictures.is_frame(left, steps, stride):
                 shown.append(pixels)
     _checked(shown[-1])
-    write_file(out, pictures.gif([pictures.tile(each, job.columns, job.model.info.ink, ZOOM) for each in shown]))
+    write_file(out, pictures.gif([job.sheet(images) for images in shown]))
 
 
 def _write_npz(job: Job, out: Path) -> None:
