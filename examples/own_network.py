@@ -2,12 +2,12 @@
 
 From Python: train in a run's folder, evaluate, save, load, and draw again.
 
-    python examples/own_network.py [--images 30000] [--out runs/mixer]
+    python examples/own_network.py [--images 60000] [--out runs/mixer]
 
 From the command line, which imports this file first:
 
     pocketdiff train --plugin examples/own_network.py --net.kind mixer --schedule.kind laplace \
-        --loss-weighting sigmoid --images 30000 --out runs/mixer
+        --loss-weighting sigmoid --images 60000 --out runs/mixer
     pocketdiff sample runs/mixer --plugin examples/own_network.py --labels 0-9 --out digits.png
 
 Both train the same model. Its file records that it needs this plug-in.
@@ -122,7 +122,7 @@ pd.WEIGHTINGS["sigmoid"] = sigmoid
 def main() -> None:
     """Trains, evaluates, saves, loads and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=30_000, help="training images, repeats counted")
+    parser.add_argument("--images", type=int, default=60_000, help="training images, repeats counted")
     parser.add_argument("--n", type=int, default=2000, help="images in the evaluation")
     parser.add_argument("--out", type=Path, default=Path("runs/mixer"), help="the run's folder")
     parser.add_argument("--data", default="mnist", help="data set: a name or a path")
