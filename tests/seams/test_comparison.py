@@ -428,6 +428,13 @@ def test_names_that_cannot_be_printed_are_cleaned(runs: dict[str, Path], data: D
     assert list(found.record.runs) == ["a?[2J?"]
 
 
+def test_nothing_to_compare_and_names_that_collide_are_refused(runs: dict[str, Path]) -> None:
+    cases: list[Any] = [[], {}, {"a\x00": runs["gan"], "a\x01": runs["gan"]}]
+    for bad in cases:
+        with pytest.raises(EvaluationError, match="compare needs one run or more"):
+            compare(bad, progress=never)
+
+
 def test_progress_names_the_run(runs: dict[str, Path], data: Dataset, nets: Classifiers) -> None:
     calls: list[str] = []
     compare({"mine": load(runs["gan"])}, data, n=150, classifiers=nets, progress=lambda what, *_: calls.append(what))

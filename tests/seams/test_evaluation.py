@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -218,6 +219,31 @@ def test_the_table_has_the_values_of_the_json(real: Evaluation) -> None:
     assert all(row[end - 1] != " " and row[end] == " " for row in rows), "columns must be aligned"
 
 
+class Balance(HTMLParser):
+    """Checks that every element is closed."""
+
+    VOID = ("meta", "img", "br", "path", "use")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_every_element_is_closed(real: Evaluation, drawn: Evaluation, swept: Sweep) -> None:
+    for page in (real.page(), drawn.page(), swept.page()):
+        parser = Balance()
+        parser.feed(re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+        assert parser.open == []
+
+
 def test_the_page_is_self_contained(real: Evaluation, drawn: Evaluation) -> None:
     assert outside(drawn.page()) == []
     assert "<h2>Misread</h2>" in drawn.page()
@@ -314,6 +340,15 @@ def test_a_sweeps_table_page_and_plot_name_every_setting(swept: Sweep) -> None:
     assert all("steps" not in str(label) for label in labels)
 
 
+def test_a_guide_stays_in_the_legend_whatever_its_path(swept: Sweep) -> None:
+    trials = []
+    for trial in swept.record.trials[:4]:
+        how = f"{trial.drawing.how}, guided by runs/few steps"
+        trials.append(trial.model_copy(update={"drawing": trial.drawing.model_copy(update={"how": how})}))
+    plot = replace(swept, record=swept.record.model_copy(update={"trials": trials})).plot()
+    assert plot.axes[0].lines[0].get_label() == "dpmpp_2m, scale 1 (w = 0), guided by runs/few steps"
+
+
 def test_a_sweep_over_scales_alone_has_scales_on_its_axis(swept: Sweep) -> None:
     record = swept.record.model_copy(update={"trials": swept.record.trials[:2]})
     plot = replace(swept, record=record).plot()
@@ -338,5 +373,6 @@ def test_a_sweep_names_the_nearest_trial_that_is_accurate_enough(swept: Sweep) -
 
 
 def test_a_gan_cannot_be_swept(gan: ImageModel, data: Dataset, nets: Classifiers) -> None:
-    with pytest.raises(EvaluationError, match="without sampling settings"):
-        sweep([gan, gan], data, n=128, classifiers=nets)
+    for models in ([gan, gan], []):
+        with pytest.raises(EvaluationError, match="a sweep needs models with sampling settings"):
+            sweep(models, data, n=128, classifiers=nets)

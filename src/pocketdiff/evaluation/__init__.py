@@ -6,7 +6,7 @@ confidence interval and beside the score of real images.
 >>> print(compare(["runs/gan", "runs/laptop"], data, n=2000).table())
 
 `distances` and `memorization` are pure functions of arrays. `classifiers` gives features and reads labels, and `score`
-holds the table of metrics. `report`, `sweeps` and `comparison` show results as tables, pages and JSON (`records`).
+holds the table of metrics. `report` and `comparison` show results as tables, pages and JSON (`records`).
 """
 
 from pocketdiff.errors import EvaluationError
@@ -22,10 +22,9 @@ from pocketdiff.evaluation.distances import (
 )
 from pocketdiff.evaluation.memorization import NearestImages, nearest_features
 from pocketdiff.evaluation.records import ScoreFile
-from pocketdiff.evaluation.report import Evaluation, evaluate
+from pocketdiff.evaluation.report import Evaluation, Sweep, evaluate, sweep
 from pocketdiff.evaluation.sample import Sample
 from pocketdiff.evaluation.score import METRICS, Measurements, Metric
-from pocketdiff.evaluation.sweeps import Sweep, sweep
 
 __all__ = [
     "METRICS", "Comparison", "Estimate", "Evaluation", "EvaluationError", "Measurements", "Metric", "NearestImages",

@@ -72,7 +72,7 @@ class Entry:
     """The image grids of its training, by epoch."""
 
     @cached_property
-    def costs(self) -> dict[str, float | str | None]:
+    def costs(self) -> dict[str, int | float | str | None]:
         """What training and drawing cost; None for what is unknown."""
         found = {key: getattr(self.training, key, None) for key in COSTS} | {"drawing_parameters": self.parameters}
         if self.training is not None:
@@ -125,24 +125,14 @@ class Comparison:
 
     def points(self, cost: str) -> dict[str, tuple[float, Estimate]]:
         """The cost and the distance of each model, where both are known."""
-        known: dict[str, tuple[float, Estimate]] = {}
-        for entry in self.entries:
-            x, y = entry.costs[cost], entry.score.estimate(DISTANCE)
-            if isinstance(x, int | float) and y is not None:
-                known[entry.name] = (float(x), y)
-        return known
+        known = {entry.name: (entry.costs[cost], entry.score.estimate(DISTANCE)) for entry in self.entries}
+        return {name: (float(x), y) for name, (x, y) in known.items() if isinstance(x, int | float) and y is not None}
 
     def _render(self, template: str, **content: Any) -> str:
-        costs = {
-            name: [_amount(key, entry.costs[key]) for entry in self.entries]
-            for key, name in COSTS.items()
-            if any(entry.costs[key] is not None for entry in self.entries)
-        }
-        first = self.entries[0].score
+        costs = {key: name for key, name in COSTS.items() if any(e.costs[key] is not None for e in self.entries)}
         return render(
-            template, entries=self.entries, record=self.record, provenance=first.provenance,
-            baseline=first.real_baseline, costs=costs, **content,
-        )  # fmt: skip
+            template, entries=self.entries, record=self.record, first=self.entries[0].score, costs=costs, **content
+        )
 
     def _differences(self, key: str) -> list[Difference]:
         known = [(entry.name, value) for entry in self.entries if (value := entry.score.estimate(key)) is not None]
@@ -171,11 +161,11 @@ class Comparison:
 
     def _plots(self) -> list[str]:
         """The distance over each cost, as SVG."""
-        name, real, drawn = all_metrics()[DISTANCE].name, self.entries[0].score.real_baseline.get(DISTANCE), []
+        title, real, drawn = all_metrics()[DISTANCE].name, self.entries[0].score.real_baseline.get(DISTANCE), []
         for cost in FRONTS:
             if points := self.points(cost):
-                places = {entry: (x, *y) for entry, (x, y) in points.items()}
-                drawn.append(plots.svg(plots.pareto_front(places, pareto_front(points), COSTS[cost], name, real)))
+                places, best = {name: (x, *y) for name, (x, y) in points.items()}, pareto_front(points)
+                drawn.append(plots.svg(plots.pareto_front(places, best, COSTS[cost], title, real)))
         return drawn
 
     def _epochs(self) -> list[tuple[int, list[tuple[str, Picture]]]]:
@@ -197,22 +187,17 @@ def compare(
         >>> print(compare(["runs/gan", "runs/laptop"], n=2000).table())
         >>> compare({"before": old_model, "after": new_model}, data).record.differences
 
-    Args:
-        runs: Finished runs, model files and files of ``evaluate --json`` (``.json``); or a dictionary of these, and of
-            models and scores in memory, by name.
-        data: The data set of the models; by default that of the first model's config.
-        n: Number of images that each model draws.
-        seed: Of the images and of the bootstrap.
-        device: Where models from files draw.
-        classifiers: Those of the data set; by default found or trained (`find_or_train_classifiers`).
-        cache: A folder for trained classifiers.
-        progress: Called while it works.
+    ``runs`` are finished runs, model files and files of ``evaluate --json`` (``.json``), or a dictionary of these and
+    of models and scores in memory, by name. ``data`` is by default the data set of the first model's config. Models
+    from files draw on ``device``. The other arguments are those of `evaluate`.
 
     Raises:
         EvaluationError: If the scores were not made alike, or no sound score is possible.
     """
-    named = runs if isinstance(runs, Mapping) else _named([Path(run) for run in runs])
-    named = {printable(name): run for name, run in named.items()}
+    given = runs if isinstance(runs, Mapping) else _named([Path(run) for run in runs])
+    named = {printable(name): run for name, run in given.items()}
+    if not 0 < len(named) == len(given):
+        raise EvaluationError("compare needs one run or more, with names that differ in printable characters")
     paths = {name: Path(run) for name, run in named.items() if isinstance(run, str | Path)}
     scores: dict[str, ScoreFile] = {}
     models: dict[str, ImageModel] = {}
@@ -332,14 +317,6 @@ def pareto_front(points: Mapping[str, tuple[float, Estimate]]) -> list[str]:
             best.append(name)
             smallest = distance.value
     return best
-
-
-def _amount(key: str, value: float | str | None) -> str:
-    """A cost as tables show it."""
-    if not isinstance(value, int | float):
-        return value or ""
-    value, unit = (value / 1e6, " MB") if key.endswith("_bytes") else (value, "")
-    return (f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}") + unit
 
 
 def _short(value: object) -> str:

@@ -131,44 +131,19 @@ def _mean_kernels(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], same: bool =
 
 
 class Neighbours(NamedTuple):
-    """Which images lie in which neighbourhoods.
+    """Metrics of neighbourhoods: balls around images, out to the k-th nearest neighbour in the image's own set."""
 
-    An image's neighbourhood is a ball in feature space; its radius is the distance to the image's k-th nearest
-    neighbour in its own set.
-    """
-
-    k: int
-    in_real: Bool[Tensor, " m"]
-    """For each fake image: whether it lies in the neighbourhood of a real one."""
-    in_fake: Bool[Tensor, " n"]
-    """For each real image: whether it lies in the neighbourhood of a fake one."""
-    local_density: Float[Tensor, " m"]
-    """For each fake image: the number of real neighbourhoods that contain it, divided by k."""
-    covered: Bool[Tensor, " n"]
-    """For each real image: whether its neighbourhood contains a fake one."""
+    precision: Estimate
+    """Share of the fake images in the neighbourhood of a real one (Kynkäänniemi et al. 2019, eq. 2)."""
+    recall: Estimate
+    """Share of the real images in the neighbourhood of a fake one (Kynkäänniemi et al. 2019, eq. 2)."""
+    density: Estimate
+    """Mean number of real neighbourhoods around a fake image, divided by k; about 1 at best (Naeem et al. 2020)."""
+    coverage: Estimate
+    """Share of the real neighbourhoods that contain a fake image (Naeem et al. 2020)."""
     realism: Float[Tensor, " m"]
     """For each fake image: the maximum of radius(real) / distance(real, fake) over the half of the real images with the
     smallest radius; larger is more realistic (Kynkäänniemi et al. 2019, eq. 3)."""
-
-    @property
-    def precision(self) -> float:
-        """Share of the fake images in a real neighbourhood (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
-        return float(self.in_real.double().mean())
-
-    @property
-    def recall(self) -> float:
-        """Share of the real images in a fake neighbourhood (Kynkäänniemi et al. 2019, eq. 1 and 2)."""
-        return float(self.in_fake.double().mean())
-
-    @property
-    def density(self) -> float:
-        """Mean number of real neighbourhoods around a fake image, divided by k; about 1 at best (Naeem et al. 2020)."""
-        return float(self.local_density.mean())
-
-    @property
-    def coverage(self) -> float:
-        """Share of the real neighbourhoods that contain a fake image (Naeem et al. 2020)."""
-        return float(self.covered.double().mean())
 
 
 def neighbours(*, real: Features, fake: Features, k: int = 5) -> Neighbours:
@@ -179,25 +154,26 @@ def neighbours(*, real: Features, fake: Features, k: int = 5) -> Neighbours:
     """
     _check_width(real, fake)
     x, y = _checked(real, "the real"), _checked(fake, "the fake")
-    if k < 1 or (n := min(len(x), len(y))) <= k:
-        raise EvaluationError(
-            f"k = {k} must be at least 1" if k < 1 else f"k = {k} needs at least {k + 1} images; got {n}"
-        )
+    if k < 1:
+        raise EvaluationError(f"k = {k} must be at least 1")
+    if (n := min(len(x), len(y))) <= k:
+        raise EvaluationError(f"k = {k} needs at least {k + 1} images; got {n}")
     x, y = x - x.mean(0), y - x.mean(0)  # Smaller numbers lose fewer digits when squared.
     slack = 1e-9 * float(x.square().sum(1).mean())  # Counts an image on the edge as inside, whatever the rounding.
     real_radius, fake_radius = _squared_radius(x, k), _squared_radius(y, k)
     small = real_radius <= real_radius.median()
-    in_real, local_density, realism = [], [], []
-    in_fake, covered = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
+    around, realism = [], []
+    recalled, covered = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(x), dtype=torch.bool)
     for rows, radius in zip(y.split(_ROWS), fake_radius.split(_ROWS), strict=True):
         distance = _squared_distances(rows, x)
         inside = distance <= real_radius + slack
-        in_real.append(inside.any(1))
-        local_density.append(inside.double().sum(1) / k)
+        around.append(inside.double().sum(1) / k)
         covered |= inside.any(0)
-        in_fake |= (distance <= radius[:, None] + slack).any(0)
+        recalled |= (distance <= radius[:, None] + slack).any(0)
         realism.append((real_radius[small] / distance[:, small].clamp(min=slack)).amax(1).sqrt())
-    return Neighbours(k, torch.cat(in_real), in_fake, torch.cat(local_density), covered, torch.cat(realism))
+    density = torch.cat(around)
+    shares = share_estimate(density > 0), share_estimate(recalled), mean_estimate(density), share_estimate(covered)
+    return Neighbours(*shares, torch.cat(realism))
 
 
 def share_estimate(hits: Bool[Tensor, " n"]) -> Estimate:

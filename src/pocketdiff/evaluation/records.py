@@ -169,7 +169,7 @@ class SweepFile(Frozen):
 class RunRecord(ScoreFile):
     """One of the models in a comparison."""
 
-    costs: dict[str, float | str | None]
+    costs: dict[str, int | float | str | None]
     training: Summary | None
     """The run's own summary."""
 

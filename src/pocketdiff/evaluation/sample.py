@@ -14,7 +14,7 @@ from pocketdiff import pictures, rng
 from pocketdiff.data import DataInfo, Dataset, load_data
 from pocketdiff.errors import DataError, EvaluationError
 from pocketdiff.evaluation.classifiers import MIN_IMAGES
-from pocketdiff.evaluation.records import Drawing
+from pocketdiff.evaluation.records import Drawing, printable
 from pocketdiff.evaluation.reference import Choice, Reference, choose, gathered
 from pocketdiff.model import ImageModel
 from pocketdiff.progress import Progress, silent
@@ -65,7 +65,7 @@ class Sample:
         if fault := pictures.health(sample.pixels):
             log.warning("%s", fault)
         facts, machine = target.sampling_facts(), hardware(target.device)
-        return sample, Drawing(how=target.how(), sampling=facts, seconds=seconds, hardware=machine)
+        return sample, Drawing(how=printable(target.how()), sampling=facts, seconds=seconds, hardware=machine)
 
 
 def check_request(

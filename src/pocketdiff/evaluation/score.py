@@ -21,16 +21,9 @@ from torch import Tensor
 
 from pocketdiff.data import Dataset, Images
 from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation import distances
 from pocketdiff.evaluation.classifiers import build, features, read, train_classifier, training_length
-from pocketdiff.evaluation.distances import (
-    Estimate,
-    Neighbours,
-    frechet_estimate,
-    kernel_estimate,
-    mean_estimate,
-    neighbours,
-    share_estimate,
-)
+from pocketdiff.evaluation.distances import Estimate, Neighbours, frechet_estimate, kernel_estimate, share_estimate
 from pocketdiff.evaluation.memorization import Nearest, nearest_features
 from pocketdiff.evaluation.records import ClassRecord, Metrics, metered
 from pocketdiff.evaluation.reference import Choice, Reference, choose, gathered
@@ -49,11 +42,7 @@ _CLASS_RESAMPLES = 100
 class Measurements:
     """What metrics are computed from. Each part is computed when a metric first needs it.
 
-    Args:
-        sample: The images. They are kept in their canonical order, so the given order does not matter.
-        reference: What they are scored against.
-        seed: Of bootstraps and choices.
-        progress: Called while it works.
+    The sample is kept in its canonical order, so the given order of the images does not matter.
     """
 
     def __init__(self, sample: Sample, reference: Reference, seed: int = 0, progress: Progress = silent) -> None:
@@ -87,7 +76,7 @@ class Measurements:
     @cached_property
     def neighbours(self) -> Neighbours:
         """Neighbourhoods of the images and of as many training images."""
-        return neighbours(real=self.real, fake=self.features, k=K)
+        return distances.neighbours(real=self.real, fake=self.features, k=K)
 
     @cached_property
     def classes(self) -> dict[str, ClassRecord]:
@@ -100,9 +89,8 @@ class Measurements:
         real, fake = self.reference.train_features[self.reference.data.train.labels == index], self.features[of_class]
         metrics: Metrics = {"frechet_train": None, "accuracy": share_estimate(self.read[of_class] == index)}
         with contextlib.suppress(EvaluationError):  # One of the sets may be too small or constant.
-            metrics["frechet_train"] = frechet_estimate(
-                real=real, fake=fake, seed=self.seed, resamples=_CLASS_RESAMPLES
-            )
+            distance = frechet_estimate(real=real, fake=fake, seed=self.seed, resamples=_CLASS_RESAMPLES)
+            metrics["frechet_train"] = distance
         counts = torch.bincount(self.read[of_class]).tolist()
         read_as = {names[other]: count for other, count in enumerate(counts) if count}
         return ClassRecord(**metered(metrics), images=len(fake), read_as=read_as, real_baseline={})
@@ -171,18 +159,13 @@ class Score:
 def score(
     sample: Sample, reference: Reference, seed: int = 0, *, cas: bool = False, progress: Progress = silent
 ) -> Score:
-    """Scores images against a data set. The order of the images does not matter.
+    """Scores images against a data set. The order of the images does not matter; the seed is that of the bootstrap.
 
-    Args:
-        sample: At least `MIN_IMAGES` images with the shape of the data.
-        reference: What they are scored against. If it has a memory, the search for the nearest training images takes
-            longer than everything else.
-        seed: Of the bootstrap.
-        cas: Whether to compute the classification accuracy score too, which trains two classifiers.
-        progress: Called while it works.
+    If the reference has a memory, the search for the nearest training images takes longer than everything else. With
+    ``cas`` it also computes the classification accuracy score, which trains two classifiers.
 
     Raises:
-        EvaluationError: If the images are too few, all equal, or of another shape, or a metric gives no valid estimate.
+        EvaluationError: As `check_sample`, or if a metric gives no valid estimate.
     """
     check_sample(sample, reference.data.info)
     m = Measurements(sample, reference, seed, progress)
@@ -223,10 +206,8 @@ def _scored(m: Measurements) -> Score:
 def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, progress: Progress = silent) -> Metrics:
     """Trains a reader on the images and another on as many training images; tests both on the real test split.
 
-    Source: the classification accuracy score of Ravuri and Vinyals 2019.
-
-    Returns:
-        Both test accuracies, as ``cas`` and ``cas_real``.
+    Returns both test accuracies, as ``cas`` and ``cas_real``. Source: the classification accuracy score of Ravuri and
+    Vinyals 2019.
 
     Raises:
         EvaluationError: If the images have no labels.
@@ -285,16 +266,16 @@ METRICS: Registry[Metric] = Registry("metric", "pocketdiff.metrics", {
         lambda m: kernel_estimate(real=m.real, fake=m.features), lower_is_better=True, swept=False),
     "precision": Metric(
         "precision", "share of the images in the neighbourhood of a real image (fidelity)",
-        lambda m: share_estimate(m.neighbours.in_real), share=True),
+        lambda m: m.neighbours.precision, share=True),
     "recall": Metric(
         "recall", "share of the real images in the neighbourhood of one of these images (diversity)",
-        lambda m: share_estimate(m.neighbours.in_fake), share=True),
+        lambda m: m.neighbours.recall, share=True),
     "density": Metric(
         "density", "mean number of real neighbourhoods around an image, divided by k; about 1 for real images",
-        lambda m: mean_estimate(m.neighbours.local_density), lower_is_better=None, compared=False),
+        lambda m: m.neighbours.density, lower_is_better=None, compared=False),
     "coverage": Metric(
         "coverage", "share of the real images with one of these images in their neighbourhood",
-        lambda m: share_estimate(m.neighbours.covered), share=True, compared=False),
+        lambda m: m.neighbours.coverage, share=True, compared=False),
     "accuracy": Metric(
         "label accuracy", "share of the images that a second, independent network classifies as their label",
         lambda m: None if m.sample.labels is None else share_estimate(m.read == m.sample.labels), share=True),
