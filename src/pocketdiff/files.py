@@ -14,19 +14,14 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: If that fails; an existing file is then untouched.
     """
-    temporary = _beside(path)
     try:
-        with temporary.open("wb") as file:
+        with _renamed_to(path) as temporary, temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # The error of a write or a flush does not name the file.
+    except OSError as error:
+        error.filename = str(path)  # The error of a write or a flush does not name the file.
         raise
-    _flush_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -36,34 +31,36 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If ``path`` exists and is not empty, or cannot be made.
     """
-    temporary = _beside(path)
-    temporary.mkdir(parents=True)
-    try:
+    with _renamed_to(path) as temporary:
+        temporary.mkdir(parents=True)
         yield temporary
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _flush_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that a killed process left in a folder or below it."""
     for path in folder.rglob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _flush_folder(path: Path) -> None:
-    """Makes a rename durable; Windows cannot open folders and needs no such call."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def _renamed_to(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; it is renamed when the block ends, and removed after an error."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    if os.name == "posix":  # Makes the rename durable; Windows cannot open folders and needs no such call.
+        descriptor = os.open(path.parent, os.O_RDONLY)
         with contextlib.suppress(OSError):  # Some mounts cannot; the file itself is flushed.
             os.fsync(descriptor)
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -6,11 +6,7 @@ _MODEL = "model.safetensors"
 
 
 class RunFolder:
-    """Paths of a run's files. Building one touches nothing on the disk.
-
-    Args:
-        path: The folder.
-    """
+    """Paths of a run's files. Building one touches nothing on the disk."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -51,10 +47,12 @@ class RunFolder:
 
     def image_epochs(self, suffix: str) -> dict[int, Path]:
         """The image grids of a view, by epoch."""
-        start, end = "image_ep", f"{suffix}.png"
-        found = [path for path in sorted(self.pictures.glob(f"{start}*.png")) if path.name.endswith(end)]
-        epochs = [path.name.removeprefix(start).removesuffix(end) for path in found]
-        return {int(epoch): path for epoch, path in zip(epochs, found, strict=True) if epoch.isdecimal()}
+        found = {}
+        for path in sorted(self.pictures.glob(f"image_ep*{suffix}.png")):
+            epoch = path.name.removeprefix("image_ep").removesuffix(f"{suffix}.png")
+            if epoch.isdecimal():
+                found[int(epoch)] = path
+        return found
 
 
 def short_name(path: Path) -> str:

@@ -25,7 +25,6 @@ def _printable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_printable)]
 """One line that a terminal can show."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Hardware(Frozen):
@@ -77,12 +76,10 @@ class Summary(Frozen):
 
 def hardware(device: torch.device | str = "cpu") -> Hardware:
     """The machine at hand, in the system's own words."""
-    device = torch.device(device)
-    facts: dict[str, str] = {}
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        pairs = (line.partition(":") for line in info.read_text().partition("\n\n")[0].splitlines())
-        facts = {name.strip(): value.strip() for name, _, value in pairs}
+    device, info = torch.device(device), Path("/proc/cpuinfo")
+    first = info.read_text().partition("\n\n")[0] if info.exists() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
     family, model = (int(text) if (text := facts.get(key, "")).isdecimal() else None for key in ("cpu family", "model"))
     return Hardware(
         cpu=facts.get("model name") or platform.processor() or platform.machine(),
@@ -112,15 +109,9 @@ def peak_memory() -> int | None:
 
 
 def fp32_peak(device: torch.device | str = "cpu", seconds: float = 1.0) -> float:
-    """The device's measured fp32 peak in FLOP/s: the better of a matrix product and a 3 x 3 convolution.
-
-    Each is timed for half of ``seconds``.
-    """
-    a = torch.randn(2048, 2048, device=device)
-    x, kernel = (
-        torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-        for shape in ((64, 128, 14, 14), (128, 128, 3, 3))
-    )
+    """The measured fp32 peak in FLOP/s: the better of a matrix product and a convolution, for half the time each."""
+    a, x, kernel = (torch.randn(shape, device=device) for shape in ((2048, 2048), (64, 128, 14, 14), (128, 128, 3, 3)))
+    x, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, kernel))
     best = 0.0
     for work, operations in (
         (lambda: a @ a, 2 * 2048**3),
@@ -140,10 +131,9 @@ def commit() -> str | None:
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(source), *words]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
 
     if git("ls-files", "--error-unmatch", __file__) is None:
         return None

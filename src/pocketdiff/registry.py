@@ -65,8 +65,6 @@ class Named:
     registry: Registry[Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Checks the name at validation time."""
-
         def check(name: str) -> str:
             self.registry.find(name)
             return name
@@ -92,8 +90,6 @@ class OneOf:
         return entry if isinstance(entry, type) else entry.config
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Chooses the class at validation time."""
-
         def choose(value: Any) -> Frozen:
             if isinstance(value, Mapping):
                 return self._config(value.get("kind")).model_validate(value)
@@ -120,9 +116,8 @@ class Plugin(Frozen):
 
 
 def plugins(config: BaseModel) -> dict[str, Any]:
-    """What a file says of the entries of its config from outside the package: a list under ``plugins``, or nothing."""
-    needed = [_plugin(registry, name) for registry, name in _named(config)]
-    found = [plugin.model_dump(mode="json") for plugin in needed if plugin is not None]
+    """A config's entries from outside the package, as a file lists them: under ``plugins``, if there are any."""
+    found = [plugin.model_dump(mode="json") for entry in _named(config) if (plugin := _plugin(*entry))]
     return {"plugins": found} if found else {}
 
 
