@@ -106,6 +106,7 @@ HOSTILE = {
     "provenance.drawing.how": ["\x1b]0;title\x07"],
     "provenance.drawing.seconds": [-1.0, float("nan")],
     "provenance.drawing.sampling.nfe": [float("inf"), float("nan"), "many"],
+    "provenance.drawing.sampling.scale": [float("inf")],
     "frame": [{}],
     "provenance.more": [1],
 }

@@ -1,5 +1,6 @@
 """What evaluations write as JSON: frozen models, the same for the writer and the reader."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,14 +143,19 @@ class ScoreFile(Metered):
             EvaluationError: If there is no such file, or it is not a score.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_context=False)[0]
-            fault = printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")[:200]
+            record = cls.model_validate_json(path.read_bytes())
+            json.dumps(record.model_dump(mode="json"), allow_nan=False)  # Numbers of any field must be finite.
+        except ValueError as error:
+            fault = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors(include_input=False, include_context=False)[0]
+                fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            fault = printable(fault)[:200]
             raise EvaluationError(f"{path}: is not what evaluate --json writes for one model ({fault})") from error
         except OSError as error:
             fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             raise EvaluationError(f"{path}: {fault}; give a run, a model file or a file of evaluate --json") from error
+        return record
 
 
 class TrialRecord(Metered):

@@ -228,7 +228,7 @@ class Sweep:
                 others = [part for part in trial.drawing.how.split(", ") if not re.fullmatch(on_axis, part)]
                 if (value := trial.metrics[key]) is not None:
                     curves.setdefault(", ".join(others), []).append((getattr(trial.drawing.sampling, x), value))
-            panels.append((METRICS[key].name, curves))
+            panels += [(METRICS[key].name, curves)] if curves else []
         real = {METRICS[key].name: value for key in MAIN if (value := self.record.real_baseline.get(key)) is not None}
         return plots.lines(panels, {"steps": "steps", "scale": "guidance scale"}[x], real)
 

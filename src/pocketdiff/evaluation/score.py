@@ -69,7 +69,7 @@ class Measurements:
         return self.reference.train_features[self.reference.train_part(len(self.sample))]
 
     @cached_property
-    def beside_test(self) -> Float[Tensor, "m d"]:
+    def compared_with_test(self) -> Float[Tensor, "m d"]:
         """Features to compare with the test split: the images', but training images' for the real baseline."""
         return self.features
 
@@ -184,7 +184,7 @@ def real_baseline(reference: Reference, n: int, seed: int = 0, progress: Progres
         return None
     part, test = reference.test_part(n), reference.data.test
     m = Measurements(Sample(test.pixels[part], test.labels[part]), reference, seed, progress)
-    m.beside_test = m.real
+    m.compared_with_test = m.real
     if (memory := reference.memory) is not None:
         m.nearest = memory.pixels.test.at(part[m.order])
         m.nearest_features = memory.features.test.at(part[m.order])
@@ -238,7 +238,7 @@ def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
 
 def _frechet_test(m: Measurements) -> Estimate | None:
     real = m.reference.test
-    return None if real is None else frechet_estimate(real=real, fake=m.beside_test, seed=m.seed)
+    return None if real is None else frechet_estimate(real=real, fake=m.compared_with_test, seed=m.seed)
 
 
 def _memorized(m: Measurements, in_features: bool) -> Estimate | None:
