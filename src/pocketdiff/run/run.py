@@ -126,9 +126,9 @@ class Run:
         """
         with self._locked():
             if self.finished:
+                self.model = self._load(str(self.folder))  # Perhaps another process finished the run.
                 return
-            saved = self.folder.saved_checkpoints()
-            if self._in_step or (saved and saved[0] > self.folder.checkpoint(self.state.step)):
+            if self._in_step or self.folder.saved_checkpoints() != self._known:
                 self._restore()  # This object was interrupted inside a step, or another process went further.
             remove_leftovers(self.folder.path)
             scoring = Scoring(self.data, self.model, self._log, self._cache, self.progress)
@@ -206,6 +206,7 @@ class Run:
         self.saved = checkpoint.save_checkpoint(
             self.folder, self.state, self.run_config, self.training_seconds, self.other_seconds
         )
+        self._known = self.folder.saved_checkpoints()
 
     def _claim(self) -> None:
         """Makes the folder this run's.
@@ -249,6 +250,7 @@ class Run:
                 optimizer.state.clear()
             self.state.step = self.state.seen = 0
         self._trained_before, self._in_step = self.training_seconds, False
+        self._known = self.folder.saved_checkpoints()
         self._log.resume(self.state.step, self.state.seen, self.training_seconds)
 
     @contextlib.contextmanager
