@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import pocketdiff
-from pocketdiff.cli import evaluate, run
+from pocketdiff.cli import console, evaluate, run
 from pocketdiff.cli.console import cache_folder
 from pocketdiff.cli.sample import sampled
 from pocketdiff.data import Dataset
@@ -108,7 +108,7 @@ def test_results_are_written_before_they_are_printed(images, file, tmp_path, mon
         raise BrokenPipeError
 
     written = [tmp_path / "score.json", tmp_path / "report" / "index.html"]
-    monkeypatch.setattr(evaluate, "say", fail)
+    monkeypatch.setattr(console, "say", fail)
     words = ["evaluate", str(images), "--data", str(file), "--json", str(written[0]), "--out", str(tmp_path / "report")]
     saved = os.dup(1)
     try:

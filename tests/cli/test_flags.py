@@ -28,6 +28,8 @@ class Base(Frozen):
 
     seed: Annotated[int, Field(ge=0)] = 7
     """The first seed."""
+    n: int = 0
+    """Number of images."""
 
 
 class Options(Base):
@@ -85,7 +87,16 @@ def test_the_help_of_options_has_a_group_for_each_base_class(capsys) -> None:
         "--exact Whether",
     ):
         assert line in own
-    assert "--seed INT The first seed (default: 7)" in shared
+    assert "--seed INT The first seed (default: 7) --n INT Number of images (default: 0)" in shared
+
+
+def test_the_help_shows_each_default_once(capsys) -> None:
+    text = " ".join(help_of(capsys, Nothing, PRESETS["quick"]).split())
+    assert "--pictures-every INT Epochs between two image grids (default: at most five" in text
+    assert "the end of the run always has one --" in text
+    assert "--seed INT Decides the initial weights, the order of the images and all noise (default: 0)" in text
+    assert "--mean, --schedule.mean FLOAT [lognormal] Mean of log sigma (default: 0)" in text
+    assert "[karras] Larger: shorter steps at low noise; 1: even steps in sigma --" in text, "another kind's"
 
 
 @pytest.mark.parametrize(

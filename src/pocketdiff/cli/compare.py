@@ -1,14 +1,22 @@
 """``pocketdiff compare``: models side by side, scored alike, with what each of them costs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pocketdiff.checkpoint import load
-from pocketdiff.cli.console import Bar, cache_folder, check_free, pick_device, say, write_files
+from pocketdiff.cli.console import Bar, cache_folder, check_free, finish, pick_device
 from pocketdiff.cli.evaluate import ScoreOptions, load_set
 from pocketdiff.cli.flags import Metavar, Positional, parse
-from pocketdiff.evaluation import compare
+from pocketdiff.evaluation import Comparison, compare
+
+WRITTEN: dict[str, Callable[[Comparison], str]] = {
+    "index.html": Comparison.page,
+    "table.md": Comparison.table,
+    "comparison.json": lambda comparison: json.dumps(comparison.json(), indent=2, allow_nan=False) + "\n",
+}
+"""The files of --out."""
 
 
 class CompareOptions(ScoreOptions):
@@ -35,7 +43,7 @@ class CompareOptions(ScoreOptions):
 def main(arguments: list[str]) -> int:
     """Scores, writes, and returns the exit status."""
     options, _ = parse("compare", arguments, CompareOptions)
-    outputs = [options.out / name for name in ("index.html", "table.md", "comparison.json")] if options.out else []
+    outputs = [options.out / name for name in WRITTEN] if options.out else []
     for path in outputs:
         check_free(path, options.overwrite)
     device = pick_device(options.device)
@@ -45,10 +53,4 @@ def main(arguments: list[str]) -> int:
         result = compare(
             options.runs, data, n=options.n, seed=options.seed, device=device, cache=cache_folder(), progress=bar
         )
-    if outputs:
-        texts = result.page(), result.table(), json.dumps(result.json(), indent=2, allow_nan=False) + "\n"
-        write_files(dict(zip(outputs, texts, strict=True)))
-    say(result.table())
-    for path in outputs:
-        say(f"wrote {path}")
-    return 0
+    return finish({path: WRITTEN[path.name](result) for path in outputs}, result.table())

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import platformdirs
 import torch
@@ -88,11 +88,13 @@ def check_free(path: Path, overwrite: bool, flag: str = "--out") -> None:
         raise UsageError(f"the folder cannot be written to; take another {flag}", str(place))
 
 
-def write_files(contents: Mapping[Path, str]) -> None:
-    """Writes results, making their folders."""
-    for path, content in contents.items():
+def finish(files: Mapping[Path, str], table: str) -> int:
+    """Writes the results, then prints the table and the names of the files; the exit status."""
+    for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
+    say("\n".join([table, *(f"wrote {path}" for path in files)]))
+    return 0
 
 
 class Bar:
@@ -103,7 +105,7 @@ class Bar:
     """
 
     def __init__(self) -> None:
-        # A live bar would also swallow what goes into a pipe.
+        # Results that go into a pipe must not go through the bar on the terminal.
         self.progress = progress.Progress(
             progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn(),
             progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
@@ -118,7 +120,7 @@ class Bar:
             self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self.plain:
             self.progress.stop()
 
@@ -153,7 +155,7 @@ class Stop:
             self.before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

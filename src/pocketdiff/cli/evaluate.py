@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pocketdiff.checkpoint import load
-from pocketdiff.cli.console import Bar, cache_folder, check_free, pick_device, say, write_files
+from pocketdiff.cli.console import Bar, cache_folder, check_free, finish, pick_device
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.cli.sample import DEFAULTS, sampled
 from pocketdiff.config import MethodConfig, SamplingConfig, Side
@@ -101,11 +101,8 @@ def main(arguments: list[str]) -> int:
         check_free(path, options.overwrite, flag)
     result = _scored(options, given)
     text = json.dumps(result.json(), indent=2, allow_nan=False) + "\n"
-    write_files({path: text if flag == "--json" else result.page() for flag, path in outputs.items()})
-    say(result.table())
-    for path in outputs.values():
-        say(f"wrote {path}")
-    return 0
+    files = {path: text if flag == "--json" else result.page() for flag, path in outputs.items()}
+    return finish(files, result.table())
 
 
 def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:

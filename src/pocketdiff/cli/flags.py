@@ -15,7 +15,6 @@ from types import NoneType
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
 
 from pocketdiff.errors import PocketdiffError
 from pocketdiff.registry import Named, OneOf, marks
@@ -101,18 +100,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are exceptions of one sentence."""
-
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; {self.prog} --help lists the flags")
-
-    def read(self, arguments: Sequence[str]) -> Given:
-        """All arguments; an unknown flag is answered with the nearest known one."""
-        namespace, unknown = self.parse_known_args(list(arguments))
-        if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
-            self.error(f"there is no {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        return vars(namespace)
 
 
 def parse(
@@ -138,24 +127,27 @@ def parse(
     )  # fmt: skip
     leaves, named = {leaf.path: leaf for leaf in _leaves(options)}, ""
     for cls in options.__mro__:
-        own = [leaves[name] for name in inspect.get_annotations(cls) if name in leaves]
+        here = [leaves[name] for name in inspect.get_annotations(cls) if name in leaves]
         title, _, text = (cls.__doc__ or "").removesuffix(".").partition(": ")
-        group = parser if cls is options or not own else parser.add_argument_group(title.lower(), text)
-        for leaf in own:
+        group = parser if cls is options or not here else parser.add_argument_group(title.lower(), text)
+        for leaf in here:
             field = options.model_fields[leaf.path]
             if any(isinstance(mark, Positional) for mark in field.metadata):
                 parser.add_argument(leaf.path, metavar=leaf.metavar, nargs=leaf.nargs, help=leaf.help)
                 named += f" {leaf.metavar}{f' [{leaf.metavar} ...]' if leaf.nargs else ''}"
             else:
-                hidden = field.default in (None, False, PydanticUndefined)
-                _add(group, leaf, [leaf.flag], leaf.path, _ABSENT if hidden else field.default, "store_true")
+                default = _ABSENT if field.default is None or leaf.annotation is bool else field.default
+                _add(group, leaf, [leaf.flag], leaf.path, default, "store_true")
     if config is not None:
         _add_config(parser, config, heading, set(leaves))
     parser.usage = f"{parser.prog}{named} [flags]"
-    values = parser.read(arguments)
-    own_values = {path: value for path, value in values.items() if path in leaves}
-    typed = {path.removeprefix("."): value for path, value in values.items() if path not in leaves}
-    return _validate(options, own_values, own_values, leaves), typed
+    namespace, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
+        parser.error(f"there is no {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    own = {path: value for path, value in vars(namespace).items() if path in leaves}
+    given = {path.removeprefix("."): value for path, value in vars(namespace).items() if path not in leaves}
+    return _validate(options, own, own, leaves), given
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -247,7 +239,8 @@ def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str
 def _add(group: Any, leaf: _Leaf, flags: list[str], dest: str, default: Any, switch: Any) -> None:
     """Adds an argument; ``switch`` is the action of a boolean."""
     only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and not leaf.is_kind else ""
-    shown = "" if default is _ABSENT else f" (default: {_show(default)})"
+    known = default is _ABSENT or "(default: " in leaf.help
+    shown = "" if known else f" (default: {_show(default)})"
     shape = {"action": switch} if leaf.annotation is bool else {"nargs": leaf.nargs, "metavar": leaf.metavar}
     text = f"{only}{leaf.help}{shown}".replace("%", "%%")
     group.add_argument(*flags, dest=dest, default=argparse.SUPPRESS, help=text, **shape)
