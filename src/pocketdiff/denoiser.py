@@ -7,7 +7,7 @@ To add a parameterization or a loss weighting, write its function and add it to 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,20 +24,12 @@ class Scaling(NamedTuple):
     in_: Tensor
 
 
-@runtime_checkable
-class Parameterization(Protocol):
-    """What the network predicts."""
-
-    def __call__(self, sigma: Tensor, sigma_data: float, /) -> Scaling:
-        """The coefficients, in the shape of ``sigma`` (b, 1, 1, 1); ``out`` is never 0."""
-
-
-@runtime_checkable
-class Weighting(Protocol):
-    """The weight of the squared error of the network's output, which is ``out ** -2`` times that of x0_hat."""
-
-    def __call__(self, sigma: Tensor, scaling: Scaling, sigma_data: float, /) -> Tensor:
-        """The weights, in the shape of ``sigma`` (b, 1, 1, 1)."""
+Parameterization = Callable[[Tensor, float], Scaling]
+"""What the network predicts: (sigma, sigma_data) to the coefficients, which have sigma's shape (b, 1, 1, 1) and an
+``out`` that is never 0."""
+Weighting = Callable[[Tensor, Scaling, float], Tensor]
+"""(sigma, scaling, sigma_data) to the weight of the squared error of the network's output, which is ``out ** -2`` times
+that of x0_hat; all tensors are (b, 1, 1, 1)."""
 
 
 def predict_eps(sigma: Tensor, sigma_data: float) -> Scaling:
@@ -52,7 +44,6 @@ def predict_x0(sigma: Tensor, sigma_data: float) -> Scaling:
 
 def predict_v(sigma: Tensor, sigma_data: float) -> Scaling:
     """The network predicts a velocity; EDM's preconditioning is the same with the opposite sign of the output.
-
     Source: Salimans and Ho 2022, appendix D (sigma_data = 1); Karras et al. 2022, table 1.
     """
     length = _hypot(sigma, sigma_data)
@@ -61,7 +52,6 @@ def predict_v(sigma: Tensor, sigma_data: float) -> Scaling:
 
 def predict_flow(sigma: Tensor, sigma_data: float) -> Scaling:  # noqa: ARG001 (one signature for all)
     """The network's input is ``(1 - t) x0 + t eps`` with t = sigma / (1 + sigma), and it predicts ``eps - x0``.
-
     Source: Liu et al. 2022, equation 1 (time reversed). ``sigma_data`` is not used.
     """
     return Scaling(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma))
@@ -78,14 +68,14 @@ def uniform(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:  # no
 
 
 def min_snr(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:
-    """Min-SNR: the error of ``x0_hat / sigma_data`` has the weight ``min(SNR, 5)``, with
+    """The error of ``x0_hat / sigma_data`` has the weight ``min(SNR, 5)``, with
     ``SNR = (sigma_data / sigma)^2``. Source: Hang et al. 2023 (gamma = 5, sigma_data = 1).
     """
     return ((sigma_data / sigma).clamp(max=5**0.5) * scaling.out / sigma_data).square()
 
 
 def edm(sigma: Tensor, scaling: Scaling, sigma_data: float) -> Tensor:
-    """EDM: the error of ``x0_hat`` has the weight ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``. For `predict_v`
+    """The error of ``x0_hat`` has the weight ``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``. For `predict_v`
     the weight is 1. Source: Karras et al. 2022, table 1.
     """
     return (_hypot(sigma, sigma_data) / (sigma * sigma_data) * scaling.out).square()

@@ -45,12 +45,9 @@ def make_optimizers(
 def learning_rate(progress: float, warmup: float) -> float:
     """Fraction of the peak learning rate: a linear warmup, times a linear decay to 0 at the end of the run.
 
-    Args:
-        progress: Completed fraction of the run, in [0, 1).
-        warmup: Fraction of the run in which the learning rate rises.
+    ``progress`` is the completed fraction of the run, in [0, 1); ``warmup`` is the fraction in which the rate rises.
     """
-    rising = (progress + 1e-3) / (warmup + 1e-3)
-    return min(1.0, rising) * (1 - progress)
+    return min(1.0, (progress + 1e-3) / (warmup + 1e-3)) * (1 - progress)
 
 
 def take_step(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:

@@ -38,13 +38,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
-    """The generator of one draw.
-
-    Args:
-        seed: Any integer; its low 64 bits are used.
-        stream: The purpose of the draw, usually a `Stream`.
-        index: The number of the draw; its low 64 bits are used.
-    """
+    """The generator of one draw. Only the low 64 bits of each number count; ``stream`` is usually a `Stream`."""
     # Arrays of uint64: numpy converts a list of large integers to floats, which drops their low bits.
     key = np.array([seed & _MASK, stream & _MASK], dtype=np.uint64)
     counter = np.array([0, 0, 0, index & _MASK], dtype=np.uint64)

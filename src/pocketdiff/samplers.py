@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from math import log, sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,10 +27,8 @@ from torch import Tensor
 from pocketdiff.errors import PluginError
 from pocketdiff.registry import Registry
 
-if TYPE_CHECKING:
-    from pocketdiff.guidance import DenoiseFn
-
 Batch = Float[Tensor, "b c h w"]
+DenoiseFn = Callable[[Tensor, float], Tensor]
 NoiseFn = Callable[[int], Tensor]
 
 
@@ -42,14 +40,8 @@ class Step(NamedTuple):
     x0_hat: Tensor
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """A sampler; the module's docstring has the contract."""
-
-    def __call__(
-        self, denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn, /, *args: Any, **options: Any
-    ) -> Iterator[Step]:
-        """Yields the state after each step."""
+Sampler = Callable[[DenoiseFn, Batch, list[float], NoiseFn], Iterator[Step]]
+"""A sampler; the module's docstring has the contract."""
 
 
 def no_noise(index: int) -> Tensor:
@@ -66,10 +58,9 @@ def _pairs(sigmas: list[float]) -> list[tuple[float, float]]:
 
 
 @torch.no_grad()
-def euler(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
-    """First-order sampler, equal to DDIM with eta = 0: each step is one lerp.
-
-    The error is O(h) in the step size. Source: Song et al. 2020 (DDIM), equation 12.
+def euler(denoise: DenoiseFn, x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
+    """First-order sampler, equal to DDIM with eta = 0: each step is one lerp. The error is O(h) in the step size.
+    Source: Song et al. 2020 (DDIM), equation 12.
     """
     for sigma, sigma_next in _pairs(sigmas):
         x0_hat = denoise(x, sigma)
@@ -79,7 +70,7 @@ def euler(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = 
 
 @torch.no_grad()
 def ancestral(
-    denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise, *, eta: float = 1.0
+    denoise: DenoiseFn, x: Batch, sigmas: list[float], noise: NoiseFn = no_noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
     """DDPM's sampler with the posterior's variance: a step to the posterior's mean, then fresh noise from ``noise``.
 
@@ -99,9 +90,8 @@ def ancestral(
 
 
 @torch.no_grad()
-def ancestral_beta(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
+def ancestral_beta(denoise: DenoiseFn, x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """DDPM's sampler with the variance beta_t, algorithm 2; draws from ``noise`` in every step but the last.
-
     Source: Ho et al. 2020, algorithm 2 and section 3.2.
     """
     pairs = _pairs(sigmas)
@@ -116,10 +106,9 @@ def ancestral_beta(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: N
 
 
 @torch.no_grad()
-def heun(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
-    """Second-order sampler with two denoiser calls a step, except one in a step to 0.
-
-    The error is O(h^2) in the step size. Source: Karras et al. 2022, algorithm 1.
+def heun(denoise: DenoiseFn, x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
+    """Second-order sampler with two denoiser calls a step, except one in a step to 0. The error is O(h^2) in the step
+    size. Source: Karras et al. 2022, algorithm 1.
     """
     for sigma, sigma_next in _pairs(sigmas):
         x0_hat = denoise(x, sigma)
@@ -133,7 +122,7 @@ def heun(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = n
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
+def dpmpp_2m(denoise: DenoiseFn, x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """Second-order multistep sampler: one denoiser call a step, extrapolated from the previous step's prediction.
 
     A step to 0 is of first order. The error is O(h^2) in the step size.
@@ -153,9 +142,8 @@ def dpmpp_2m(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn
 
 
 @torch.no_grad()
-def consistency(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
+def consistency(denoise: DenoiseFn, x: Batch, sigmas: list[float], noise: NoiseFn = no_noise) -> Iterator[Step]:
     """Multistep sampler of consistency models: the predicted clean image, plus noise from ``noise`` of the next level.
-
     Source: Song et al. 2023, algorithm 1 (with epsilon = 0).
     """
     for index, (sigma, sigma_next) in enumerate(_pairs(sigmas)):
@@ -166,12 +154,9 @@ def consistency(denoise: "DenoiseFn", x: Batch, sigmas: list[float], noise: Nois
 
 
 SAMPLERS: Registry[Sampler] = Registry(
-    "sampler",
-    "pocketdiff.samplers",
-    {
-        "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ancestral": ancestral, "ancestral_beta": ancestral_beta,
-        "consistency": consistency,
-    },
+    "sampler", "pocketdiff.samplers",
+    {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ancestral": ancestral, "ancestral_beta": ancestral_beta,
+     "consistency": consistency},
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ To add a schedule, subclass `Range` with a ``kind`` and a ``__call__`` and add t
 import math
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,7 @@ from torch import Tensor
 from pocketdiff.frozen import Frozen
 from pocketdiff.registry import Registry
 
-_HIGHEST = 1e30
-"""Upper bound for noise levels; far enough below float32's limit."""
+_HIGHEST = 1e30  # upper bound for noise levels, far enough below float32's limit
 
 
 @runtime_checkable
@@ -53,47 +52,39 @@ class Schedule(Protocol):
         """Maps coordinates in [0, 1] to noise levels, in the dtype of ``u``; increasing."""
 
 
-class _Levels(Frozen):
-    """Base of the built-in schedules: checks that noise levels are positive and not too high."""
-
-    def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The network's input for noise levels; about unit scale. Source: Karras et al. 2022, table 1 (c_noise)."""
-        return sigma.log() / 4
-
-    def __call__(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Maps coordinates in [0, 1] to noise levels."""
-        raise NotImplementedError
-
-    @model_validator(mode="after")
-    def _valid(self) -> "_Levels":
-        try:
-            sigma = self(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
-            valid = bool(((sigma > 0) & (sigma < _HIGHEST)).all())
-        except (OverflowError, ZeroDivisionError):
-            valid = False
-        if not valid:
-            raise ValueError(f"these values give noise levels that are not between 0 and {_HIGHEST:g}")
-        return self
+def _check_levels(schedule: Any) -> Any:
+    """Validates a built-in schedule: its noise levels must be positive and not too high."""
+    try:
+        sigma = schedule(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    except (OverflowError, ZeroDivisionError):
+        sigma = torch.zeros(1)
+    if not ((sigma > 0) & (sigma < _HIGHEST)).all():
+        raise ValueError(f"these values give noise levels that are not between 0 and {_HIGHEST:g}")
+    return schedule
 
 
-class Range(_Levels):
-    """Base of the continuous schedules, which run from ``sigma_min`` to ``sigma_max``."""
+class Range(Frozen):
+    """Base of the continuous schedules, which run from ``sigma_min`` to ``sigma_max``; sampling ends at 0."""
 
     levels: ClassVar[float] = math.inf
-    """Number of different noise levels."""
     sigma_end: ClassVar[float] = 0.0
-    """The level at which sampling ends: the clean image."""
 
     sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
     """Lowest noise level, in data units."""
     sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
     """Highest noise level, in data units."""
 
+    _valid = model_validator(mode="after")(_check_levels)
+
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g})")
         return self
+
+    def noise_input(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``log(sigma) / 4``. Source: Karras et al. 2022, table 1 (c_noise)."""
+        return sigma.log() / 4
 
     def _lerp(self, low: float, high: float, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Even steps from ``low`` to ``high``, in float64: near u = 1 the maps are too steep for float32."""
@@ -166,7 +157,7 @@ class Flow(Range):
         return (t / (1 - t)).to(u.dtype)
 
 
-class DiscreteBeta(_Levels):
+class DiscreteBeta(Frozen):
     """DDPM's chain of T steps: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, beta linear in t = 1..T.
 
     ``u`` maps to step ``t = 1 + floor(u T)``: uniform ``u`` gives the paper's uniform ``t``, and the grid of T steps is
@@ -183,9 +174,11 @@ class DiscreteBeta(_Levels):
     zeroth: bool = False
     """Whether the chain has an entry 0, as in DDPM-MNIST: beta_start is then beta_0, and sampling ends at sigma_0."""
 
+    _valid = model_validator(mode="after")(_check_levels)
+
     @property
     def levels(self) -> int:
-        """Number of different noise levels."""
+        """Number of different noise levels, T."""
         return self.timesteps
 
     @property
@@ -197,11 +190,6 @@ class DiscreteBeta(_Levels):
     def sigma_end(self) -> float:
         """sigma_0: 0 is the clean image; with ``zeroth`` it is above 0."""
         return float(_chain(self)[0])
-
-    @property
-    def sigma_min(self) -> float:
-        """sigma_1."""
-        return float(self.sigmas[0])
 
     @property
     def sigma_max(self) -> float:

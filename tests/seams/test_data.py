@@ -376,13 +376,13 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
         (dict.fromkeys(PAIR, solid(0, size=(512, 512))), "", "are 512 x 512 pixels, .* --size 32 "),
         (dict.fromkeys(PAIR, solid(0, size=(16, 65))), "", "are 16 x 65 pixels"),
         (dict.fromkeys(PAIR, solid(0, size=(15, 16))), "", "are 15 x 16 pixels"),
-        ({".hidden/0.png": solid(0)}, "", "holds no classes"),
-        ({"train": None, "test/a/0.png": solid(0)}, "train", "holds no classes"),
+        ({".hidden/0.png": solid(0)}, "", "holds no images; .* one sub-folder per class"),
+        ({"train": None, "test/a/0.png": solid(0)}, "train", "holds no images; .* one sub-folder per class"),
         ({"train/a/0.png": solid(0), "test": b""}, "test", "is not a folder"),
         (
             {**{f"train/{name}": image for name, image in PAIR.items()}, "test/a/0.png": solid(0, size=(16, 17))},
             "",
-            "train and test images differ in size; resize them with --size 32 ",
+            "train and test images differ in size or in color; resize them with --size 32 ",
         ),
         (
             {**{f"train/{name}": image for name, image in PAIR.items()}, "test/b/0.png": solid(0)},
@@ -541,7 +541,7 @@ def test_ink_is_light_on_dark(tmp_path) -> None:
         ({"images": PIXELS[:, :15], "labels": LABELS}, "are 15 x 20 pixels, .* --size 32 "),
         (
             {"images": PIXELS, "labels": LABELS, "test_images": PIXELS[:, :, :16], "test_labels": LABELS},
-            "test images' shape differs",
+            "train and test images differ in size or in color",
         ),
         (
             {"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": LABELS + 1},
@@ -729,7 +729,7 @@ TENSOR = torch.tensor(PIXELS)
         ({"test_images": PIXELS / 255, "test_labels": LABELS}, "test_images is float64"),
         ({"test_images": PIXELS, "test_labels": LABELS / 2}, "test_labels is float64"),
         ({"test_images": PIXELS, "test_labels": LABELS[:5]}, "labels has 5 entries for 6 images"),
-        ({"test_images": PIXELS[:, :, :16], "test_labels": LABELS}, "test images' shape differs"),
+        ({"test_images": PIXELS[:, :, :16], "test_labels": LABELS}, "train and test images differ in size or in color"),
         ({"test_images": PIXELS, "test_labels": LABELS + 1}, "label 2 is in the test split"),
         ({"classes": ["cat"]}, "label 1 is not one of the 1 classes"),
         ({"classes": ["cat", "dog", "cow"]}, "class 'cow' has fewer than two training images"),

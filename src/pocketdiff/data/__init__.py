@@ -19,9 +19,9 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import field_validator
 from torch import Tensor
 
-from pocketdiff.data.arrays import read_loose_npz, read_npz
+from pocketdiff.data.arrays import read_npz
 from pocketdiff.data.augment import AUGMENTATIONS, Augmentation
-from pocketdiff.data.folder import RESIZE, is_image_folder, read_image_folder, read_loose_images
+from pocketdiff.data.folder import RESIZE, read_image_folder, read_loose_images
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
 from pocketdiff.data.source import Reader, Size, Source, Split, check_images, check_labels, resize
 from pocketdiff.errors import DataError
@@ -62,9 +62,8 @@ class DataInfo(Frozen):
     channels: int
     """1 for grey, 3 for RGB."""
     height: int
-    """Pixels."""
     width: int
-    """Pixels."""
+    """Both in pixels."""
     classes: tuple[str, ...]
     """A name for each class index."""
     ink: bool
@@ -134,8 +133,8 @@ class Dataset:
             test_images: Images of the test split; without them it is held out from ``images``, as in `load_data`.
             test_labels: Labels of the test split.
             classes: Names of the labels 0, 1, 2, ...; by default the names are the labels themselves.
-            size: (height, width) for all images: they are scaled until they cover it, then cropped at the center.
-            seed: Decides which images are held out.
+            size: As in `load_data`.
+            seed: As in `load_data`.
 
         Raises:
             DataError: If anything is wrong: one sentence that names the argument.
@@ -169,7 +168,22 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
         DataError: If anything is wrong: one sentence with the file, the fault and the remedy.
     """
     try:
-        raw = _read(source, size)
+        path = Path(source).expanduser()
+        if source in DATASETS.names():
+            raw = DATASETS.find(source)()
+        elif not path.exists():
+            raise DataError(f"{source}: no such file or folder, and no data set ({', '.join(DATASETS.names())})")
+        elif is_idx_folder(path):
+            raw = read_idx_folder(path)
+        elif path.is_dir() and any(child.is_dir() for child in path.iterdir()):
+            raw = read_image_folder(path, size)
+        elif path.is_file() and path.suffix == ".npz":
+            raw = read_npz(path)
+        else:
+            raise DataError(
+                f"{source}: holds no data set; give a folder of IDX files in MNIST's layout, a folder with one "
+                "sub-folder of PNG or JPEG images for each class, or an .npz file"
+            )
     except (OSError, RuntimeError) as error:  # Circular links and an unknown ~user are RuntimeErrors.
         raise DataError(f"{source}: cannot be read ({error}); correct the path or its permissions") from error
     return _dataset(raw, source, size, seed)
@@ -186,16 +200,18 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
     Raises:
         DataError: If they cannot be read: one sentence with the file, the fault and the remedy.
     """
-    path = Path(source).expanduser()
     try:
+        path = Path(source).expanduser()
         if path.is_dir():
-            images, labels = read_loose_images(path, info.classes)
+            split = read_loose_images(path, info.classes)
         elif path.is_file() and path.suffix == ".npz":
-            images, labels = read_loose_npz(path)
+            split = read_npz(path).train
         else:
             raise DataError(f"{source}: holds no images; give an .npz file or a folder of PNG or JPEG files")
     except (OSError, RuntimeError) as error:
         raise DataError(f"{source}: cannot be read ({error}); correct the path or its permissions") from error
+    images = check_images(split.images, f"{path}: images")
+    labels = None if split.labels is None else check_labels(split.labels, f"{path}: labels", len(images))
     if info.channels == 1 and (images[..., :1] == images).all():
         images = images[..., :1]
     elif info.channels == 3 and images.shape[3] == 1:
@@ -203,34 +219,15 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
     return _pixels(images), None if labels is None else torch.tensor(labels)
 
 
-def _read(source: str, size: Size | None) -> Source:
-    if source in DATASETS.names():
-        return DATASETS.find(source)()
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise DataError(f"{source}: no such file or folder, and no data set ({', '.join(DATASETS.names())})")
-    if is_idx_folder(path):
-        return read_idx_folder(path)
-    if is_image_folder(path):
-        return read_image_folder(path, size)
-    if path.is_file() and path.suffix == ".npz":
-        return read_npz(path)
-    raise DataError(
-        f"{source}: holds no data set; give a folder of IDX files in MNIST's layout, a folder with one sub-folder of "
-        "PNG or JPEG images for each class, or an .npz file"
-    )
-
-
 def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
     """Checks what was read and builds the data set; ``source`` begins each message."""
-    images, values = _checked(raw.train, f"{source}: ", size)
-    labels = sorted(set(values.tolist())) if raw.classes is None else list(range(len(raw.classes)))
-    classes = tuple(str(name) for name in (labels if raw.classes is None else raw.classes))
+    pixels, values = _checked(raw.train, f"{source}: ", size)
+    labels = sorted(set(values)) if raw.classes is None else range(len(raw.classes))
     try:
-        plain_names(classes)
+        classes = plain_names(tuple(str(name) for name in (labels if raw.classes is None else raw.classes)))
     except ValueError as error:
         raise DataError(f"{source}: {error}; use different names of letters and digits") from error
-    train = _images(images, values, labels, source, f"is not one of the {len(labels)} classes; give it a name")
+    train = _images(pixels, values, labels, source, f"is not one of the {len(labels)} classes; give it a name")
     if (counts := train.labels.bincount(minlength=len(classes))).min() < 2:
         few = classes[int(counts.argmin())]
         raise DataError(f"{source}: class {few!r} has fewer than two training images; add some or remove the class")
@@ -241,7 +238,7 @@ def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
         test = _images(*_checked(raw.test, f"{source}: test_", size), labels, source, fault)
     channels, height, width = train.pixels.shape[1:]
     if test.pixels.shape[1:] != train.pixels.shape[1:]:
-        raise DataError(f"{source}: the test images' shape differs from the training images'; make them equal")
+        raise DataError(f"{source}: train and test images differ in size or in color; {RESIZE}, or convert them")
     ink = channels == 1 and float(train.pixels.float().mean()) < 127.5
     info = DataInfo(
         channels=channels, height=height, width=width, classes=classes, ink=ink, train_images=len(train),
@@ -250,24 +247,23 @@ def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
     return Dataset(train, test, info, source)
 
 
-def _checked(split: Split, start: str, size: Size | None) -> tuple[np.ndarray, np.ndarray]:
+def _checked(split: Split, start: str, size: Size | None) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:
+    """A split's pixels and labels; ``start`` begins each message."""
     images = check_images(split.images, f"{start}images")
     labels = check_labels(split.labels, f"{start}labels", len(images))
     images = resize(images, size)
     height, width = images.shape[1:3]
-    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise DataError(
-            f"{start}images are {height} x {width} pixels, but must have sides of {MIN_SIDE} to {MAX_SIDE}; {RESIZE}"
-        )
-    return images, labels
+    if not MIN_SIDE <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise DataError(f"{start}images are {height} x {width} pixels, not {MIN_SIDE} to {MAX_SIDE} a side; {RESIZE}")
+    return _pixels(images), labels.tolist()
 
 
-def _images(images: np.ndarray, values: np.ndarray, labels: list[int], source: str, fault: str) -> Images:
+def _images(pixels: Tensor, values: list[int], labels: Sequence[int], source: str, fault: str) -> Images:
     """A split with class indices; ``fault`` says what is wrong with a value that is not one of ``labels``."""
     index = {label: number for number, label in enumerate(labels)}
-    if unknown := set(values.tolist()) - index.keys():
+    if unknown := set(values) - index.keys():
         raise DataError(f"{source}: label {min(unknown)} {fault}")
-    return Images(_pixels(images), torch.tensor([index[value] for value in values.tolist()]))
+    return Images(pixels, torch.tensor([index[value] for value in values]))
 
 
 def _pixels(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[Tensor, "n c h w"]:

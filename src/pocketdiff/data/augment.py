@@ -1,6 +1,6 @@
 """Augmentation of training images. To add one, write its function and add it to ``AUGMENTATIONS``."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
 from jaxtyping import UInt8
@@ -9,16 +9,9 @@ from torch import Tensor
 from pocketdiff.registry import Registry
 from pocketdiff.rng import Stream, uniform
 
-
-@runtime_checkable
-class Augmentation(Protocol):
-    """A random change of uint8 images (b, c, h, w); each depends only on its pixels, the seed and its index in the run.
-
-    So draw from ``rng`` with ``Stream.AUGMENT`` and ``indices``.
-    """
-
-    def __call__(self, pixels: Tensor, seed: int, indices: range, /) -> Tensor:
-        """The changed images, of the same shape."""
+Augmentation = Callable[[Tensor, int, range], Tensor]
+"""(pixels, seed, indices in the run) to changed pixels, both uint8 (b, c, h, w). Each image depends only on its pixels,
+the seed and its index: draw from ``rng`` with ``Stream.AUGMENT`` and the indices."""
 
 
 def none(pixels: UInt8[Tensor, "b c h w"], seed: int, indices: range) -> UInt8[Tensor, "b c h w"]:  # noqa: ARG001

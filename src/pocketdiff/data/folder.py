@@ -1,25 +1,19 @@
 """Data sets as folders of images: one sub-folder for each class."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from pocketdiff.data.idx import MAX_BYTES
-from pocketdiff.data.source import Size, Source, Split, fit
+from pocketdiff.data.source import MAX_BYTES, Size, Source, Split, fit
 from pocketdiff.errors import DataError
 
-MAX_PIXELS = 2**24
-"""Limit of the pixels of one image file."""
+_MAX_PIXELS = 2**24  # of one image file
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _LITTER = {"Thumbs.db", "desktop.ini"}
 RESIZE = "resize them with --size 32 or size=(32, 32)"
-
-
-def is_image_folder(path: Path) -> bool:
-    """Whether this is a folder with sub-folders."""
-    return path.is_dir() and any(child.is_dir() for child in path.iterdir())
 
 
 def read_image_folder(path: Path, size: Size | None = None) -> Source:
@@ -33,39 +27,28 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
         DataError: If a file is not an image or too large, a link points outside the folder, sizes differ, or a class is
             empty.
     """
-    children = _children(path, path)
-    if {child.name for child in children} == {"train", "test"}:
-        names = [folder.name for folder in _children(path / "train", path)]
-        train, test = (_read_split(path / split, path, names, size) for split in ("train", "test"))
-        if train.images.shape[1:3] != test.images.shape[1:3]:
-            raise DataError(f"{path}: train and test images differ in size; {RESIZE}")
-        grey = _is_grey(train.images) and _is_grey(test.images)
-    else:
-        names = [child.name for child in children]
-        train, test = _read_split(path, path, names, size), None
-        grey = _is_grey(train.images)
-    if grey:
-        train = train._replace(images=train.images[..., :1])
-        test = test and test._replace(images=test.images[..., :1])
-    return Source(train, test, tuple(names))
+    both = {child.name for child in _children(path, path)} == {"train", "test"}
+    folders = [path / "train", path / "test"] if both else [path]
+    names = [child.name for child in _children(folders[0], path)]
+    splits = [_read_split(folder, path, names, size) for folder in folders]
+    if all((images[..., :1] == images).all() for images, _ in splits):
+        splits = [Split(images[..., :1], labels) for images, labels in splits]
+    return Source(splits[0], splits[1] if both else None, names)
 
 
-def read_loose_images(path: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+def read_loose_images(path: Path, classes: Sequence[str]) -> Split:
     """Reads a folder of PNG and JPEG images as RGB; with class indices if it has sub-folders for some of ``classes``.
 
     Raises:
         DataError: As `read_image_folder`, or if a sub-folder is not named after a class.
     """
     children = _children(path, path)
-    if not children:
-        raise DataError(f"{path}: holds no images; give a folder of PNG or JPEG files")
     if any(child.is_dir() for child in children):
-        split = _read_split(path, path, list(classes), None)
-        return split.images, split.labels
-    return _read_files(children, path, None), None
+        return _read_split(path, path, classes, None)
+    return Split(_read_files(children, path, None), None)
 
 
-def _read_split(folder: Path, root: Path, names: list[str], size: Size | None) -> Split:
+def _read_split(folder: Path, root: Path, names: Sequence[str], size: Size | None) -> Split:
     """All images of a folder's sub-folders, as RGB."""
     files: list[Path] = []
     labels: list[int] = []
@@ -81,25 +64,21 @@ def _read_split(folder: Path, root: Path, names: list[str], size: Size | None) -
             raise DataError(f"{child}: holds no images; add some, or remove the folder")
         files += inside
         labels += [names.index(child.name)] * len(inside)
-    if not files:
-        raise DataError(f"{folder}: holds no classes; make one sub-folder of images for each class")
-    return Split(_read_files(files, root, size), np.array(labels, np.int64))
+    return Split(_read_files(files, folder, size), np.array(labels, np.int64))
 
 
-def _read_files(files: list[Path], root: Path, size: Size | None) -> np.ndarray:
+def _read_files(files: list[Path], folder: Path, size: Size | None) -> np.ndarray:
     """Images of one size, as RGB (n, h, w, 3)."""
+    if not files:
+        raise DataError(f"{folder}: holds no images; add PNG or JPEG files, in a data set one sub-folder per class")
     images: list[np.ndarray] = []
-    total = 0
     for file in files:
         image = _read_image(file, size)
         if images and image.shape != images[0].shape:
-            raise DataError(
-                f"{file}: is {image.shape[0]} x {image.shape[1]} pixels and {files[0]} {images[0].shape[0]} x "
-                f"{images[0].shape[1]}; {RESIZE}"
-            )
-        total += image.nbytes
-        if total > MAX_BYTES:
-            raise DataError(f"{root}: the images need more than {MAX_BYTES:,} bytes of memory; {RESIZE}")
+            sizes = [f"{height} x {width}" for height, width, _ in (image.shape, images[0].shape)]
+            raise DataError(f"{file}: is {sizes[0]} pixels and {files[0]} {sizes[1]}; {RESIZE}")
+        if len(files) * image.nbytes > MAX_BYTES:
+            raise DataError(f"{folder}: the images need more than {MAX_BYTES:,} bytes of memory; {RESIZE}")
         images.append(image)
     return np.stack(images)
 
@@ -108,9 +87,7 @@ def _children(folder: Path, root: Path) -> list[Path]:
     """A folder's visible entries, sorted by name; links may not point outside the root."""
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; make one sub-folder of images for each class")
-    children = sorted(
-        child for child in folder.iterdir() if not child.name.startswith(".") and child.name not in _LITTER
-    )
+    children = sorted(child for child in folder.iterdir() if child.name[0] != "." and child.name not in _LITTER)
     for child in children:
         if not child.resolve().is_relative_to(root.resolve()):
             raise DataError(f"{child}: is a link to a place outside {root}; copy its target, or remove it")
@@ -125,10 +102,8 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The limit below is stricter than Pillow's.
             with Image.open(file, formats=["PNG", "JPEG"]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{file}: has {image.width} x {image.height} pixels, over {MAX_PIXELS:,}; make it smaller"
-                    )
+                if (pixels := image.width * image.height) > _MAX_PIXELS:
+                    raise DataError(f"{file}: has {pixels:,} pixels, over {_MAX_PIXELS:,}; make it smaller")
                 if image.mode.startswith(("I", "F")) or (image.format == "PNG" and _png_depth(file) > 8):
                     raise DataError(f"{file}: has more than 8 bits per channel; save it with 8")
                 upright = ImageOps.exif_transpose(image)
@@ -147,7 +122,3 @@ def _png_depth(file: Path) -> int:
     """Bits per channel: byte 24 of a PNG file. Pillow silently reads 16-bit color as 8-bit."""
     with file.open("rb") as content:
         return content.read(25)[24]
-
-
-def _is_grey(images: np.ndarray) -> bool:
-    return bool((images[..., :1] == images).all())

@@ -6,7 +6,6 @@ MNIST's layout have this type.
 
 import gzip
 import hashlib
-import math
 import zlib
 from io import BufferedIOBase
 from pathlib import Path
@@ -14,11 +13,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from pocketdiff.data.source import Source, Split
+from pocketdiff.data.source import Source, Split, read_array
 from pocketdiff.errors import DataError
 
-MAX_BYTES = 2**31
-"""Limit of the unpacked size of one file; all images are kept in memory."""
+# The files of MNIST's layout, with the SHA-256 of MNIST's own, uncompressed.
+_FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 
 
 def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
@@ -34,10 +38,8 @@ def read_idx(path: Path, dims: int) -> UInt8[np.ndarray, "..."]:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            if not zipped:
-                return _parse(file, path, dims)
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                return _parse(unpacked, path, dims)
+            with gzip.GzipFile(fileobj=file) if zipped else file as content:
+                return _parse(content, path, dims)
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(f"{path}: cannot be read ({reason}); download it again") from error
@@ -56,21 +58,14 @@ def _parse(file: BufferedIOBase, path: Path, dims: int) -> UInt8[np.ndarray, "..
     if len(head) < 4 + 4 * dims:
         raise DataError(f"{path}: ends within its header; download it again")
     shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
-    size = math.prod(shape)
-    if size == 0:
+    if 0 in shape:
         raise DataError(f"{path}: it is empty, with dimensions {shape}; download it again")
-    if size > MAX_BYTES:
-        raise DataError(f"{path}: claims {size:,} bytes of data, over the limit of {MAX_BYTES:,}; download it again")
-    body = file.read(size + 1)
-    if len(body) != size:
-        found = f"ends after {len(body):,}" if len(body) < size else "has more"
-        raise DataError(f"{path}: its header {shape} promises {size:,} bytes, but the file {found}; download it again")
-    return np.frombuffer(body, np.uint8).reshape(shape)
+    return read_array(file.read, shape, f"{path}: its array", np.dtype(np.uint8))
 
 
 def is_idx_folder(path: Path) -> bool:
     """Whether a folder holds any of the four files of MNIST's layout."""
-    return path.is_dir() and any(_find(path, stem) for stem in _STEMS)
+    return path.is_dir() and any(_find(path, stem) for stem in _FILES)
 
 
 def read_idx_folder(path: Path) -> Source:
@@ -79,19 +74,15 @@ def read_idx_folder(path: Path) -> Source:
     Raises:
         DataError: If one is missing or faulty, or the numbers of images and labels differ.
     """
-    arrays = []
-    for stem, dims in _STEMS.items():
+    arrays: list[np.ndarray] = []
+    for stem in _FILES:
         if (file := _find(path, stem)) is None:
-            raise DataError(f"{path}: {stem}, plain or .gz, is missing; the layout needs {', '.join(_STEMS)}")
-        arrays.append(read_idx(file, dims))
-        if dims == 1 and len(arrays[-1]) != len(arrays[-2]):
-            raise DataError(
-                f"{file}: holds {len(arrays[-1]):,} labels for {len(arrays[-2]):,} images; download both files again"
-            )
-    images, labels, test_images, test_labels = arrays
-    return Source(
-        Split(images[..., None], labels.astype(np.int64)), Split(test_images[..., None], test_labels.astype(np.int64))
-    )
+            raise DataError(f"{path}: {stem}, plain or .gz, is missing; the layout needs {', '.join(_FILES)}")
+        array = read_idx(file, 3 if "images" in stem else 1)
+        if "labels" in stem and len(array) != len(arrays[-1]):
+            raise DataError(f"{file}: holds {len(array):,} labels for {len(arrays[-1]):,} images; download both again")
+        arrays.append(array)
+    return Source(Split(*arrays[:2]), Split(*arrays[2:]))
 
 
 def read_mnist() -> Source:
@@ -102,30 +93,12 @@ def read_mnist() -> Source:
     """
     folder = Path(__file__).with_name("mnist")
     source = read_idx_folder(folder)
-    for (stem, expected), array in zip(_MNIST_SHA256.items(), [*source.train, *(source.test or ())], strict=True):
-        body = array.astype(np.uint8).squeeze()
-        header = bytes([0, 0, 8, body.ndim]) + np.array(body.shape, ">u4").tobytes()
-        if hashlib.sha256(header + body.tobytes()).hexdigest() != expected:
-            raise DataError(
-                f"{folder / stem}: is not the published file (its SHA-256 differs); install pocketdiff again"
-            )
+    for (stem, expected), array in zip(_FILES.items(), [*source.train, *(source.test or ())], strict=True):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        if hashlib.sha256(header + array.tobytes()).hexdigest() != expected:
+            raise DataError(f"{folder / stem}: its SHA-256 is not that of the published file; install pocketdiff again")
     return source
 
 
 def _find(folder: Path, stem: str) -> Path | None:
     return next((file for file in (folder / stem, folder / f"{stem}.gz") if file.is_file()), None)
-
-
-_STEMS = {
-    "train-images-idx3-ubyte": 3,
-    "train-labels-idx1-ubyte": 1,
-    "t10k-images-idx3-ubyte": 3,
-    "t10k-labels-idx1-ubyte": 1,
-}
-# Of the uncompressed files, as published for the original data set.
-_MNIST_SHA256 = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}

@@ -1,7 +1,8 @@
-"""What readers of data sets return, and the checks that files and arrays share."""
+"""What readers of data sets return, and what files and arrays share: checks, sizes, the limit of memory."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -12,6 +13,9 @@ from pocketdiff.errors import DataError
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+MAX_BYTES = 2**31
+"""Limit of the unpacked size of one file, or of one folder's images; all images are kept in memory."""
 
 
 class Split(NamedTuple):
@@ -30,12 +34,26 @@ class Source(NamedTuple):
     """The names of the labels 0, 1, 2, ...; None: each label that occurs is a class, and its number is the name."""
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """An entry of ``DATASETS``."""
+Reader = Callable[[], Source]
+"""Reads a data set; faults of its files are DataErrors."""
 
-    def __call__(self) -> Source:
-        """Reads the data set; faults of its files are DataErrors."""
+
+def read_array(
+    read: Callable[[int], bytes], shape: tuple[int, ...], what: str, dtype: "np.dtype[Any]", fortran: bool = False
+) -> np.ndarray:
+    """The rest of a file, whose ``read`` this is, as an array; reads no more than its shape needs, or than `MAX_BYTES`.
+
+    Raises:
+        DataError: If the shape needs more, or the rest has another size; the message begins with ``what``.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > MAX_BYTES:
+        raise DataError(f"{what} claims {size:,} bytes, over the limit of {MAX_BYTES:,}; replace the file")
+    body = read(size + 1)
+    if len(body) != size:
+        found = f"ends after {len(body):,}" if len(body) < size else "has more"
+        raise DataError(f"{what} of shape {shape} takes {size:,} bytes, but the file {found}; replace it")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def check_images(values: Any, what: str) -> UInt8[np.ndarray, "n h w c"]:

@@ -34,12 +34,8 @@ class ContextUnetConfig(Frozen):
 class ContextUnet(nn.Module):
     """Maps a noisy image, its time t / T and its label to the noise in it.
 
-    Images have any size: they are padded to multiples of 28, and the output is cropped.
-
-    Args:
-        in_channels: Channels of the image.
-        n_feat: Channels at full size.
-        n_classes: Labels are 0 to n_classes; n_classes is the null label.
+    Images have any size: they are padded to multiples of 28, and the output is cropped. Labels are 0 to n_classes;
+    n_classes is the null label.
     """
 
     adam_only = ("init_conv", "timeembed1", "timeembed2", "contextembed1", "contextembed2", "out")
@@ -98,20 +94,16 @@ class ResidualConvBlock(nn.Module):
         super().__init__()
         self.is_res = is_res
         self.same_channels = in_channels == out_channels
-        self.conv1 = self._layer(in_channels, out_channels)
-        self.conv2 = self._layer(out_channels, out_channels)
-
-    @staticmethod
-    def _layer(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs), nn.GELU())
+        self.conv1, self.conv2 = (
+            nn.Sequential(nn.Conv2d(inputs, out_channels, 3, 1, 1), nn.BatchNorm2d(out_channels), nn.GELU())
+            for inputs in (in_channels, out_channels)
+        )
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         """Features with ``out_channels`` channels."""
         x1 = self.conv1(x)
         x2 = self.conv2(x1)
-        if not self.is_res:
-            return x2
-        return ((x if self.same_channels else x1) + x2) / 1.414
+        return ((x if self.same_channels else x1) + x2) / 1.414 if self.is_res else x2
 
 
 class UnetDown(nn.Module):

@@ -18,8 +18,7 @@ from pocketdiff.frozen import Frozen
 from pocketdiff.nets.unet import FOLD, Block, Widths
 from pocketdiff.registry import Registry
 
-_SLOPE = 0.2
-"""Slope of the leaky ReLUs for negative inputs."""
+_SLOPE = 0.2  # of the leaky ReLUs, for negative inputs
 
 
 class Verdict(NamedTuple):
@@ -40,7 +39,6 @@ class GanLosses(NamedTuple):
 
 def nonsaturating(real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> GanLosses:
     """The discriminator classifies real against generated; the generator maximizes the logits of its images.
-
     Source: Goodfellow et al. 2014, section 3, with the generator loss that has stronger gradients.
     """
     return GanLosses(F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean())
@@ -60,11 +58,8 @@ LOSSES: Registry[Callable[[Tensor, Tensor], GanLosses]] = Registry(
 
 
 class Gan(nn.Module):
-    """A generator and a discriminator.
-
-    Args:
-        generator: Maps noise (n, latent) and labels (n,) to images (n, c, h, w) in [-1, 1].
-        discriminator: Maps images and labels to a `Verdict`.
+    """A generator, which maps noise (n, latent) and labels (n,) to images (n, c, h, w) in [-1, 1], and a discriminator,
+    which maps images and labels to a `Verdict`.
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
@@ -148,9 +143,8 @@ class ConvGanConfig(Frozen):
     """Size of the label embedding."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:
-        """New networks for images of this shape (c, h, w)."""
-        generator = ConvGenerator(shape, num_classes, self.latent, self.widths, self.embedding)
-        return Gan(generator, ConvDiscriminator(shape, num_classes, self.widths))
+        """New networks for images of this shape (c, h, w) and labels 0 to num_classes - 1."""
+        return Gan(ConvGenerator(self, shape, num_classes), ConvDiscriminator(self, shape, num_classes))
 
 
 class ConvGenerator(nn.Module):
@@ -158,19 +152,11 @@ class ConvGenerator(nn.Module):
 
     As in the fast U-Net, no level has the image's full size. With group norm instead of batch norm an image does not
     depend on the other images of its batch.
-
-    Args:
-        shape: Shape of the images (c, h, w).
-        num_classes: Labels are 0 to num_classes - 1.
-        latent: Size of the noise vector.
-        widths: Channels at each level, from the largest to the smallest image.
-        embedding: Size of the label embedding, and of the embedding of noise and label that modulates the blocks.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], num_classes: int, latent: int, widths: tuple[int, ...], embedding: int
-    ) -> None:
+    def __init__(self, config: ConvGanConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
+        latent, widths, embedding = config.latent, config.widths, config.embedding
         channels, self.height, self.width = shape
         smallest = [-(-side // FOLD ** len(widths)) for side in shape[1:]]
         self.label = nn.Embedding(num_classes, embedding)
@@ -203,16 +189,12 @@ class ConvDiscriminator(nn.Module):
 
     No normalization: the gradient penalty keeps it smooth. The projection is the dot product of label embedding and
     features (Miyato and Koyama 2018); the same features classify the images (Odena et al. 2017).
-
-    Args:
-        shape: Shape of the images (c, h, w).
-        num_classes: Labels are 0 to num_classes - 1.
-        widths: Channels at each level.
     """
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, config: ConvGanConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, width = shape
+        widths = config.widths
         self.multiple = FOLD ** len(widths)
         self.shrink = nn.ModuleList(
             nn.Conv2d(inputs * FOLD**2, outputs, 1 if level else 3, padding=0 if level else 1)

@@ -49,14 +49,8 @@ class UNetConfig(Frozen):
 class UNet(nn.Module):
     """Maps a noisy image, its noise input and its label to a target of the image's shape.
 
-    Images have any size: they are padded to a multiple of ``2 ** len(widths)``, and the output is cropped.
-
-    Args:
-        channels: Channels of the image.
-        num_classes: Labels are 0 to num_classes; num_classes is the null label.
-        widths: Channels at each level.
-        blocks: Residual blocks at each level on the way down, and the same number on the way up.
-        embedding: Size of the embedding of noise level and label.
+    Images have any size: they are padded to a multiple of ``2 ** len(widths)``, and the output is cropped. Labels are
+    0 to num_classes; num_classes is the null label. `UNetConfig` describes the other arguments.
     """
 
     adam_only = ("embedding", "first", "last")
