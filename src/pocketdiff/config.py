@@ -165,10 +165,6 @@ class MethodConfig(Frozen):
         """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
         return learning_rate(seen / self.length(n), 0.0)
 
-    def gif_interval(self, epochs: float) -> int | None:  # noqa: ARG002 (denoisers have one)
-        """Epochs between two sets of GIFs in a run of ``epochs`` epochs; None: no GIFs."""
-        return None
-
 
 class DenoiserConfig(MethodConfig):
     """What every method that trains a denoiser needs."""
@@ -222,7 +218,3 @@ class DenoiserConfig(MethodConfig):
     def learning_rate(self, seen: int, n: int) -> float:
         """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
         return learning_rate(seen / self.length(n), self.warmup)
-
-    def gif_interval(self, epochs: float) -> int | None:
-        """Epochs between two sets of GIFs."""
-        return self.gifs_every or math.ceil(epochs)

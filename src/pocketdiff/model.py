@@ -1,10 +1,10 @@
 """Models: from labels and seeds to images. A model knows what it can do and what drawing with it costs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from pocketdiff.denoiser import Denoiser
 from pocketdiff.errors import PluginError, RequestError, SamplingError
 from pocketdiff.frozen import Frozen
 from pocketdiff.guidance import DenoiseFn, guide
-from pocketdiff.optim import make_optimizers
 from pocketdiff.registry import plugins
 from pocketdiff.samplers import Step
 from pocketdiff.tensors import write_tensors
@@ -29,7 +28,6 @@ FORMAT = 2
 """Version of model files."""
 
 Integers = Int[Tensor, " n"] | Int[np.ndarray, " n"] | Sequence[int]
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class SamplingFacts(Frozen):
@@ -47,16 +45,17 @@ class SamplingFacts(Frozen):
 
 
 class View(NamedTuple):
-    """One way in which a run shows its model. The suffix, such as ``_w0.5``, is part of the file names."""
+    """One way in which a run shows its model: ``still`` draws the image grid and ``slow`` the GIF, if there is one."""
 
     suffix: str
+    """Part of the file names, such as ``_w0.5``."""
     caption: str
     still: "ImageModel"
-    """Draws the image grid."""
     slow: "ImageModel | None" = None
-    """Draws the GIF; None where there is nothing to watch."""
     stride: int | None = None
     """Which steps the GIF shows; None: every step."""
+    gifs_every: int | None = None
+    """Epochs between two GIFs; None: as for two in a run."""
 
 
 class Frame(NamedTuple):
@@ -69,12 +68,8 @@ class Frame(NamedTuple):
 class ImageModel(ABC):
     """A trained network that draws images: ``model(labels, seeds)``.
 
-    Image i depends on its label and its seed only, not on its neighbours or its place in the batch.
-
-    Args:
-        net: With its weights loaded, on the device to draw on: everything that a model file holds.
-        config: The run's config.
-        info: The facts of the data.
+    Image i depends on its label and its seed only, not on its neighbours or its place in the batch. ``net`` has its
+    weights, and its device is where the model draws.
     """
 
     config: MethodConfig
@@ -177,28 +172,28 @@ class ImageModel(ABC):
         """Writes a model file: weights, config and facts of the data, under one SHA-256.
 
         Raises:
-            PluginError: If the config does not build this network, so that the file could not be loaded.
+            PluginError: If the config does not build the network, so that the file could not be loaded.
             TrainingError: If a weight is not finite.
             OSError: If the file cannot be written.
         """
         rebuilt = self._rebuild()
         shapes, wanted = ({k: v.shape for k, v in net.state_dict().items()} for net in (rebuilt, self.net))
         if repr(rebuilt) != repr(self.net) or shapes != wanted:
-            raise PluginError("the config does not build this network; register the network and name it in the config")
+            raise PluginError("the config does not build the network; register the network and name it in the config")
         config, info = (record.model_dump(mode="json") for record in (self.config, self.info))
         about = {"format": FORMAT, "kind": self.config.kind, "train": config, "data": info, **plugins(self.config)}
         write_tensors(Path(path), self.net.state_dict(), about)
 
     def facts(self) -> dict[str, str]:
-        """What ``pocketdiff info`` says of it."""
-        info, seen = self.info, ""
+        """The lines of ``pocketdiff info``."""
+        info, seen = self.info, "unknown images; the training settings in the config are the defaults"
         if info.train_images is not None:
             seen = f"{info.train_images:,} images, {info.test_images:,} held out, sha256 {info.sha256}"
         return {
             "method": self.config.kind,
             "images": f"{info.height} x {info.width}, {'grey' if info.channels == 1 else 'RGB'}",
             "classes": f"{len(info.classes)}: {', '.join(info.classes)}",
-            "trained on": seen or "unknown images; the training settings in the config are the defaults",
+            "trained on": seen,
             "labels": "draws the requested class" if self.conditional else "draws without labels",
             "weights": f"{self.num_parameters:,}",
             "draws by": f"{self.how()}, {self.nfe():g} network evaluations per image",
@@ -226,35 +221,32 @@ class ImageModel(ABC):
 class DiffusionModel(ImageModel):
     """A trained denoiser with one way of sampling it: ``sampling``, or the config's own.
 
-    ``guide`` is the weaker model that ``sampling.guide`` names.
-
     Raises:
-        RequestError: If ``sampling.guide`` names a model and ``guide`` is not given, or does not fit.
+        RequestError: If ``sampling.guide`` names a weaker model and ``guide``, that model, is missing or does not fit.
     """
 
     config: DenoiserConfig
     sampling: SamplingConfig
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        config: DenoiserConfig,
-        info: DataInfo,
-        sampling: SamplingConfig | None = None,
+        self, denoiser: Denoiser, config: DenoiserConfig, info: DataInfo, sampling: SamplingConfig | None = None,
         guide: ImageModel | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(denoiser, config, info)
         self.denoiser = denoiser
         self.sampling = sampling or config.sampling
-        self._weak: Denoiser | None = None
-        if self.sampling.guide is not None:
+        self._guide: DiffusionModel | None = None
+        if (name := self.sampling.guide) is not None:
             if guide is None:
-                raise RequestError(f"sampling.guide names {self.sampling.guide}: load it and give it as guide=")
-            weak, theirs = getattr(guide, "denoiser", None), guide.info
-            if weak is None or (theirs.channels, theirs.classes) != (info.channels, info.classes):
-                raise RequestError(f"{self.sampling.guide}: cannot guide this model; give a denoiser of the same data")
-            self._weak = weak
-        self._guide = guide
+                raise RequestError(f"sampling.guide names {name}: load it and give it as guide=")
+            theirs = guide.info
+            if (
+                not isinstance(guide, DiffusionModel)
+                or theirs.channels != info.channels
+                or theirs.classes != info.classes
+            ):
+                raise RequestError(f"{name}: cannot guide this model; give a denoiser of the same data")
+            self._guide = guide
 
     def with_sampling(self, sampling: SamplingConfig, guide: ImageModel | None = None) -> "DiffusionModel":
         """The same denoiser with other sampling settings; ``guide`` is the model that ``sampling.guide`` names."""
@@ -275,11 +267,11 @@ class DiffusionModel(ImageModel):
 
     def nfe(self) -> int:
         """Network evaluations per image, counted while one pixel is sampled without the network."""
-        counter = _Counter(self.null)
-        x, weak = torch.zeros(1, 1, 1, 1), counter if self._weak is not None else None
-        denoise = guide(counter, x.new_zeros(1).long(), self.sampling.scale, interval=self.sampling.interval, weak=weak)
-        for _ in self.sampling.rule()(denoise, x, self.grid(), lambda _step: x):
-            pass
+        counter: Any = _Counter(self.null)
+        x, way = torch.zeros(1, 1, 1, 1), self.sampling
+        weak = None if self._guide is None else counter
+        denoise = guide(counter, x.new_zeros(1).long(), way.scale, interval=way.interval, weak=weak)
+        list(way.rule()(denoise, x, self.grid(), lambda _step: x))
         return counter.evaluations
 
     def how(self) -> str:
@@ -289,7 +281,9 @@ class DiffusionModel(ImageModel):
         words += [f"{name} {value}" for name, value in way.options.items()]
         if way.interval is not None:
             words.append("guidance from {:g} to {:g}".format(*way.interval))
-        return ", ".join(words if way.guide is None else [*words, f"guided by {way.guide}"])
+        if way.guide is not None:
+            words.append(f"guided by {way.guide}")
+        return ", ".join(words)
 
     def sampling_facts(self) -> SamplingFacts:
         """How it draws, as a record."""
@@ -298,7 +292,7 @@ class DiffusionModel(ImageModel):
         return SamplingFacts(**way.model_dump(mode="json"), nfe=self.nfe())
 
     def views(self) -> list[View]:
-        """One view for each guidance strength of the config, and GIFs with more steps than the sampler needs."""
+        """One view for each guidance strength of the config; GIFs have more steps than the sampler needs."""
         found, config = [], self.config
         for w in config.guidance_strengths:
             still = slow = self.with_sampling(config.sampling.model_copy(update={"scale": 1 + w}))
@@ -306,7 +300,7 @@ class DiffusionModel(ImageModel):
                 levels = (still.sampling.schedule or config.schedule).levels
                 slower = still.sampling.model_copy(update={"steps": int(min(config.gif_steps, levels))})
                 slow = still if slower == still.sampling else self.with_sampling(slower)
-            found.append(View(f"_w{w:g}", f"w = {w:g}", still, slow, config.gif_stride))
+            found.append(View(f"_w{w:g}", f"w = {w:g}", still, slow, config.gif_stride, config.gifs_every))
         return found
 
     def start(self, seeds: Sequence[int], sigma: float) -> Float[Tensor, "n c h w"]:
@@ -321,15 +315,11 @@ class DiffusionModel(ImageModel):
     def bind(self, labels: Integers) -> DenoiseFn:
         """The denoiser with labels and guidance bound: ``(x, sigma) -> x0_hat``."""
         label = torch.tensor([index(label) for label in labels], dtype=torch.long, device=self.device)
-        way = self.sampling
-        return guide(self.denoiser, label, way.scale, interval=way.interval, weak=self._weak)
+        weak = None if self._guide is None else self._guide.denoiser
+        return guide(self.denoiser, label, self.sampling.scale, interval=self.sampling.interval, weak=weak)
 
     def steps(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Step]:
         """Draws images and yields the state after each step; all n images are in memory at once.
-
-        Args:
-            labels: As in `generate`.
-            seeds: As in `generate`.
 
         Raises:
             RequestError: As `generate`, or if the schedule does not have that many levels.
@@ -372,39 +362,31 @@ class DiffusionModel(ImageModel):
         return self.to_pixels(last.x, last.sigma)
 
 
-class _Counter(nn.Module):
+class _Counter:
     """Stands in for a denoiser and counts evaluations."""
 
     def __init__(self, null: int) -> None:
-        super().__init__()
         self.null, self.evaluations = null, 0
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, x: Tensor, _sigma: Tensor, _label: Tensor) -> Tensor:
         self.evaluations += len(x)
         return x
 
 
-def build_denoiser(config: DenoiserConfig, info: DataInfo) -> Denoiser:
-    """A new denoiser in eval mode, on the CPU; the config's seed decides its weights."""
-    num_classes = len(info.classes)
-    net = initialized(lambda: config.net.build((info.channels, info.height, info.width), num_classes), config.seed)
-    denoiser = Denoiser(net, config.parameterization, config.sigma_data, num_classes, config.schedule.noise_input)
-    return denoiser.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-def denoiser_optimizers(denoiser: Denoiser, config: DenoiserConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a denoiser that is about to be trained, which is compiled if its config says so."""
-    if config.compile:
-        denoiser.net.compile()
-    return make_optimizers(denoiser.net, config.muon_lr, config.adam_lr, config.adam_beta2)
-
-
-def initialized(build: Callable[[], Network], seed: int) -> Network:
-    """A new network; the seed decides its weights, and torch's own generator is left as it was."""
+def build_net(config: Any, info: DataInfo) -> Any:
+    """A new network of ``config.net`` in eval mode, on the CPU; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         # torch's CPU generator uses 32 bits of a seed, so it gets 32 bits that depend on all of them.
-        torch.manual_seed(int(rng.generator(seed, rng.Stream.INIT).integers(2**32)))
-        return build()
+        torch.manual_seed(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32)))
+        net = config.net.build((info.channels, info.height, info.width), len(info.classes))
+    return net.to(memory_format=torch.channels_last).eval()
+
+
+def build_denoiser(config: DenoiserConfig, info: DataInfo) -> Denoiser:
+    """A new denoiser in eval mode, on the CPU; the config's seed decides its weights."""
+    noise_input = config.schedule.noise_input
+    net = build_net(config, info)
+    return Denoiser(net, config.parameterization, config.sigma_data, len(info.classes), noise_input).eval()
 
 
 def to_bytes(x: Float[Tensor, "n c h w"], black: float = -1.0) -> UInt8[Tensor, "n c h w"]:

@@ -1,12 +1,12 @@
 """Consistency distillation: a trained diffusion model becomes one that draws in one or two steps.
 
 The student starts as a copy of the teacher. It learns to give the same image at two noise levels of one path: the
-teacher, with guidance, takes a step from the higher level to the lower one. The distance between the two levels
-shrinks during the run. Sources: Song et al. 2023 (consistency models), algorithm 2; Geng et al. 2024 (ECT), section 3.
+teacher, with guidance, takes a step from the higher level to the lower one, and that step shrinks during the run.
+Sources: Song et al. 2023 (consistency models), algorithm 2; Geng et al. 2024 (ECT), section 3.
 """
 
 import copy
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,8 @@ from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
-from pocketdiff.methods.loop import Batch, Load, Losses, Method, TrainState
-from pocketdiff.model import DiffusionModel, View, build_denoiser, denoiser_optimizers
+from pocketdiff.methods.loop import Batch, DenoiserMethod, Load, Losses, TrainState
+from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
 from pocketdiff.tensors import fingerprint
 
@@ -42,8 +42,8 @@ class ConsistencyConfig(DenoiserConfig):
     highest: float = Field(0.15, ge=0, le=1)
     """Fraction of the images at the highest noise level, where drawing starts."""
     hop: tuple[Annotated[float, Field(gt=1)], Annotated[float, Field(gt=1)]] = (4.0, 64.0)
-    """The step between the two noise levels is about 1 / hop of the level; hop doubles from the first value to the
-    second during the run."""
+    """The teacher's step is about 1 / hop of the noise level; hop doubles during the run, from the first value to the
+    second."""
     huber: float = Field(0.03, ge=0, allow_inf_nan=False)
     """Where the pseudo-Huber loss turns from squares to absolute values, per square root of the image's values."""
 
@@ -65,12 +65,11 @@ class ConsistencyModel(DiffusionModel):
 
     def views(self) -> list[View]:
         """Images in one step and in two."""
-        ways = [self.config.sampling.model_copy(update={"steps": steps}) for steps in (1, 2)]
-        words = ["1 step", "2 steps"]
-        return [View(f"_{n.replace(' ', '')}", n, self.with_sampling(way)) for n, way in zip(words, ways, strict=True)]
+        one, two = (self.with_sampling(self.config.sampling.model_copy(update={"steps": steps})) for steps in (1, 2))
+        return [View("_1step", "1 step", one), View("_2steps", "2 steps", two)]
 
 
-class Consistency(Method[ConsistencyConfig]):
+class Consistency(DenoiserMethod[ConsistencyConfig]):
     """The training method."""
 
     config = ConsistencyConfig
@@ -78,15 +77,15 @@ class Consistency(Method[ConsistencyConfig]):
     advice = "a lower --muon-lr and --adam-lr"
 
     def complete(self, config: ConsistencyConfig, load: Load) -> ConsistencyConfig:
-        """The config with the teacher's network, parameterization, schedule, scale and hash.
+        """The config with what it takes from the teacher.
 
         Raises:
-            RequestError: If there is no teacher, it is not a denoiser, or the config contradicts it.
+            RequestError: If there is no teacher, it cannot teach, or the config contradicts it.
         """
         if config.teacher is None:
             raise RequestError("a consistency model needs a teacher: --teacher RUN_OR_FILE")
-        teacher = load(config.teacher)
-        theirs = teacher.config
+        teacher: Any = load(config.teacher)
+        theirs, default = teacher.config, ConsistencyConfig()
         if not set(_TAKEN) <= set(type(theirs).model_fields):
             raise RequestError(f"{config.teacher}: is not a denoiser and cannot teach; give a diffusion model")
         at_zero = PARAMETERIZATIONS.find(theirs.parameterization)(torch.zeros(1), theirs.sigma_data)
@@ -95,27 +94,17 @@ class Consistency(Method[ConsistencyConfig]):
                 f"{config.teacher}: predicts {theirs.parameterization}, which is not the image itself at noise level "
                 "0; give a teacher that predicts flow, v or eps"
             )
-        default = ConsistencyConfig()
-        for field in _TAKEN:
-            if getattr(config, field) not in (getattr(default, field), getattr(theirs, field)):
-                raise RequestError(f"{field} is the teacher's and cannot be chosen; leave it out")
         taken = {field: getattr(theirs, field) for field in _TAKEN}
+        for field, value in taken.items():
+            if getattr(config, field) not in (getattr(default, field), value):
+                raise RequestError(f"{field} is the teacher's and cannot be chosen; leave it out")
+        taken["teacher_sha256"] = fingerprint(teacher.net.state_dict(), {})
+        if config.teacher_scale is None:
+            taken["teacher_scale"] = teacher.sampling.scale
         if config.sampling == default.sampling:
             start = Karras(sigma_min=1.5, sigma_max=min(80.0, theirs.schedule.sigma_max))
             taken["sampling"] = config.sampling.model_copy(update={"schedule": start})
-        scale = config.teacher_scale
-        if scale is None and teacher.sampling is not None:
-            scale = teacher.sampling.scale
-        sha256 = fingerprint(teacher.net.state_dict(), {})
-        return config.model_copy(update={**taken, "teacher_scale": scale, "teacher_sha256": sha256})
-
-    def build(self, config: ConsistencyConfig, info: DataInfo) -> Denoiser:
-        """A new denoiser."""
-        return build_denoiser(config, info)
-
-    def optimizers(self, net: Denoiser, config: ConsistencyConfig) -> list[torch.optim.Optimizer]:
-        """Muon and Adam."""
-        return denoiser_optimizers(net, config)
+        return config.model_copy(update=taken)
 
     def new_state(
         self, config: ConsistencyConfig, info: DataInfo, device: torch.device | str, load: Load
@@ -136,7 +125,7 @@ class Consistency(Method[ConsistencyConfig]):
 
     def backward(self, state: TrainState, batch: Batch, config: ConsistencyConfig) -> Losses:
         """Fills the gradients."""
-        student, teacher = state.net, state.modules["teacher"]
+        student, teacher, scale = state.net, state.modules["teacher"], config.teacher_scale
         x0, label, indices = to_data_units(batch.pixels, config.black), batch.label, batch.indices
         eps = rng.normal(config.seed, rng.Stream.NOISE, indices, tuple(x0.shape[1:])).to(x0)
         top = config.sampling.grid(config.schedule)[0]
@@ -147,7 +136,11 @@ class Consistency(Method[ConsistencyConfig]):
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             x = x0 + sigma.view(-1, 1, 1, 1) * eps
             with torch.no_grad():
-                x_lower = self._teacher_step(teacher, x, sigma, lower, label, config)
+                x0_hat = teacher(x, sigma, label)
+                if scale not in (None, 1):
+                    uncond = teacher(x, sigma, torch.full_like(label, student.null))
+                    x0_hat = uncond.lerp(x0_hat, scale)
+                x_lower = x0_hat.lerp(x, (lower / sigma).view(-1, 1, 1, 1))  # An Euler step.
                 # At noise level 0 the target is the teacher's image; the network is never evaluated there.
                 known = student(x_lower, lower.clamp(min=1e-3), label)
                 target = torch.where(lower.view(-1, 1, 1, 1) < 1e-3, x_lower, known)
@@ -168,14 +161,3 @@ class Consistency(Method[ConsistencyConfig]):
         doublings = int(progress * (torch.tensor(last / first).log2().floor().item() + 1))
         hop = min(first * 2**doublings, max(first, last))
         return (sigma * (1 - (1 + 8 * torch.sigmoid(-sigma)) / hop)).clamp(min=0)
-
-    @staticmethod
-    def _teacher_step(
-        teacher: Denoiser, x: Tensor, sigma: Tensor, lower: Tensor, label: Tensor, config: ConsistencyConfig
-    ) -> Float[Tensor, "b c h w"]:
-        """One Euler step of the guided teacher from ``sigma`` to ``lower``."""
-        x0_hat = teacher(x, sigma, label)
-        if config.teacher_scale not in (None, 1):
-            uncond = teacher(x, sigma, torch.full_like(label, teacher.null))
-            x0_hat = uncond.lerp(x0_hat, config.teacher_scale)
-        return x0_hat.lerp(x, (lower / sigma).view(-1, 1, 1, 1))

@@ -11,8 +11,8 @@ from pocketdiff import rng
 from pocketdiff.config import DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import WEIGHTINGS, Denoiser
-from pocketdiff.methods.loop import Batch, Losses, Method, TrainState
-from pocketdiff.model import DiffusionModel, build_denoiser, denoiser_optimizers
+from pocketdiff.methods.loop import Batch, DenoiserMethod, Losses, TrainState
+from pocketdiff.model import DiffusionModel
 from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.registry import Named
@@ -92,20 +92,12 @@ class Draws(NamedTuple):
     label: Int[Tensor, " b"]
 
 
-class Diffusion(Method[DiffusionConfig]):
+class Diffusion(DenoiserMethod[DiffusionConfig]):
     """The training method."""
 
     config = DiffusionConfig
     presets = PRESETS
     advice = "a lower --muon-lr and --adam-lr, or --precision fp32"
-
-    def build(self, config: DiffusionConfig, info: DataInfo) -> Denoiser:
-        """A new denoiser."""
-        return build_denoiser(config, info)
-
-    def optimizers(self, net: Denoiser, config: DiffusionConfig) -> list[torch.optim.Optimizer]:
-        """Muon and Adam."""
-        return denoiser_optimizers(net, config)
 
     def draw(self, batch: Batch, config: DiffusionConfig, null: int) -> Draws:
         """Noise, noise levels and dropped labels of a batch.

@@ -17,7 +17,7 @@ from pocketdiff import rng
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.methods.loop import Batch, Losses, Method, TrainState
-from pocketdiff.model import ImageModel, initialized, to_bytes
+from pocketdiff.model import ImageModel, build_net, to_bytes
 from pocketdiff.nets import GANS, GanNet
 from pocketdiff.nets.gan import LOSSES, ConvGanConfig, Gan, GanLosses, MlpGanConfig
 from pocketdiff.optim import learning_rate
@@ -90,13 +90,7 @@ PRESETS = {
 
 
 class GanModel(ImageModel):
-    """A trained generator, which draws in a single step.
-
-    Args:
-        generator: With its weights loaded, on the device to draw on.
-        config: The run's config.
-        info: The facts of the data.
-    """
+    """A trained generator, which draws in a single step."""
 
     config: GanConfig
 
@@ -110,7 +104,7 @@ class GanModel(ImageModel):
         return "GAN, 1 step"
 
     def _rebuild(self) -> nn.Module:
-        return build_gan(self.config, self.info).generator
+        return build_net(self.config, self.info).generator
 
     @torch.no_grad()
     def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
@@ -127,7 +121,7 @@ class GanMethod(Method[GanConfig]):
 
     def build(self, config: GanConfig, info: DataInfo) -> Gan:
         """A new generator and discriminator."""
-        return build_gan(config, info)
+        return build_net(config, info)
 
     def optimizers(self, net: Gan, config: GanConfig) -> list[torch.optim.Optimizer]:
         """One Adam with a learning rate for each network."""
@@ -164,13 +158,6 @@ class GanMethod(Method[GanConfig]):
     def model(self, module: Gan, config: GanConfig, info: DataInfo) -> GanModel:
         """The model that draws with the generator's weights."""
         return GanModel(module.generator, config, info)
-
-
-def build_gan(config: GanConfig, info: DataInfo) -> Gan:
-    """New networks in eval mode, on the CPU; the config's seed decides their weights."""
-    shape = (info.channels, info.height, info.width)
-    gan = initialized(lambda: config.net.build(shape, len(info.classes)), config.seed)
-    return gan.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def gradient_penalty(

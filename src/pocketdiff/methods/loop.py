@@ -11,17 +11,19 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from pocketdiff import rng
-from pocketdiff.config import MethodConfig
+from pocketdiff.config import DenoiserConfig, MethodConfig
 from pocketdiff.data import AUGMENTATIONS, DataInfo, Images
+from pocketdiff.denoiser import Denoiser
 from pocketdiff.errors import TrainingError
-from pocketdiff.model import ImageModel
-from pocketdiff.optim import take_step, update_ema
+from pocketdiff.model import ImageModel, build_denoiser
+from pocketdiff.optim import make_optimizers, take_step, update_ema
 
 Losses = dict[str, Float[Tensor, ""]]
 """A step's mean losses by name, left on their device: the caller decides when to wait for them."""
 Load = Callable[[str], ImageModel]
 """Loads a model from the path of a run or a model file: a method's teacher, for example."""
 Config = TypeVar("Config", bound=MethodConfig)
+AnyDenoiserConfig = TypeVar("AnyDenoiserConfig", bound=DenoiserConfig)
 
 
 @dataclass
@@ -109,6 +111,20 @@ class Method(Protocol[Config]):
         net = self.build(config, info).to(device)
         ema = copy.deepcopy(net).requires_grad_(False)
         return TrainState({"net": net, "ema": ema}, self.optimizers(net, config))
+
+
+class DenoiserMethod(Method[AnyDenoiserConfig]):
+    """A method that trains a denoiser, with Muon and Adam."""
+
+    def build(self, config: AnyDenoiserConfig, info: DataInfo) -> Denoiser:
+        """A new denoiser."""
+        return build_denoiser(config, info)
+
+    def optimizers(self, net: Denoiser, config: AnyDenoiserConfig) -> list[torch.optim.Optimizer]:
+        """The optimizers of a denoiser, which is compiled if its config says so."""
+        if config.compile:
+            net.net.compile()
+        return make_optimizers(net.net, config.muon_lr, config.adam_lr, config.adam_beta2)
 
 
 def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[Batch]:

@@ -47,7 +47,8 @@ class Gallery:
         self.length = config.length(len(real))
         epochs = self.length / len(real)
         self.pictures_every = config.pictures_every or math.ceil(epochs / 4)
-        self.gifs_every = config.gif_interval(epochs) if any(view.slow for view in self.views) else None
+        watched = [view for view in self.views if view.slow]
+        self.gifs_every = (watched[0].gifs_every or math.ceil(epochs)) if watched else None
         self.columns = min(len(model.classes), SHOWN)
         self.classes = list(range(self.columns)) * ROWS
         self.labels = self.classes if model.conditional else [model.null] * len(self.classes)
