@@ -24,8 +24,7 @@ class DiffusionConfig(DenoiserConfig):
 
     kind: Literal["diffusion"] = "diffusion"
     stratified: bool = True
-    """Whether the noise levels of successive images are spread evenly, which lowers the variance of the loss, or
-    independent."""
+    """Whether successive noise levels are spread evenly, which lowers the variance of the loss, or independent."""
     loss_weighting: Annotated[str, Named(WEIGHTINGS)] = "uniform"
     """Weight of the loss by noise level; uniform: each paper's simple loss."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
@@ -34,7 +33,7 @@ class DiffusionConfig(DenoiserConfig):
     """Whether the learning rate changes only between epochs, instead of at each step."""
 
     def learning_rate(self, seen: int, n: int) -> float:
-        """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
+        """As in `DenoiserConfig`, by steps or by epochs."""
         return super().learning_rate(seen - seen % n if self.lr_by_epoch else seen, n)
 
 
@@ -46,41 +45,20 @@ PRESETS = {
     "laptop": DiffusionConfig(),
     # The original experiment, every figure its own: docs/ddpm.md. A day or more; not yet run to its end.
     "ddpm": DiffusionConfig(
-        epochs=20,
-        batch=256,
-        black=0.0,
-        net=ContextUnetConfig(n_feat=128),
-        parameterization="eps",
-        sigma_data=1.0,
+        epochs=20, batch=256, black=0.0, label_dropout=0.1, stratified=False, ema=None,
+        net=ContextUnetConfig(n_feat=128), parameterization="eps", sigma_data=1.0,
         schedule=DiscreteBeta(timesteps=400, beta_start=1e-4, beta_end=0.02, zeroth=True),
-        stratified=False,
-        label_dropout=0.1,
-        muon_lr=None,
-        adam_lr=1e-4,
-        adam_beta2=0.999,
-        warmup=0.0,
-        lr_by_epoch=True,
-        ema=None,
-        log_every=2_560,
-        checkpoint_every=12_800,
-        pictures_every=1,
-        gifs_every=5,
-        gif_steps=None,
-        gif_stride=20,
-        guidance_strengths=(0.0, 0.5, 2.0),
+        muon_lr=None, adam_lr=1e-4, adam_beta2=0.999, warmup=0.0, lr_by_epoch=True,
+        log_every=2_560, checkpoint_every=12_800, pictures_every=1,
+        gifs_every=5, gif_steps=None, gif_stride=20, guidance_strengths=(0.0, 0.5, 2.0),
         sampling=SamplingConfig(sampler="ancestral_beta", steps=None, scale=1.5, schedule=None),
     ),
-    # Not yet measured on a GPU.
+    # Not yet measured on a GPU. Whole batches, because torch.compile compiles the network again for another size.
     "gpu": DiffusionConfig(
-        images=6_000_128,  # Whole batches: torch.compile compiles the network again for another size.
-        batch=512,
-        net=UNetConfig(widths=(128, 256), embedding=256),
-        precision="bf16",
-        compile=True,
-        log_every=50_000,
-        checkpoint_every=600_000,
+        images=6_000_128, batch=512, net=UNetConfig(widths=(128, 256), embedding=256), precision="bf16", compile=True,
+        log_every=50_000, checkpoint_every=600_000,
     ),
-}
+}  # fmt: skip
 
 
 class Draws(NamedTuple):
@@ -100,10 +78,7 @@ class Diffusion(DenoiserMethod[DiffusionConfig]):
     advice = "a lower --muon-lr and --adam-lr, or --precision fp32"
 
     def draw(self, batch: Batch, config: DiffusionConfig, null: int) -> Draws:
-        """Noise, noise levels and dropped labels of a batch.
-
-        Every draw is keyed by the image's index in the run, so the batch size does not change what an image meets.
-        """
+        """Noise, noise levels and dropped labels of a batch, all keyed by the image's index in the run."""
         x0 = to_data_units(batch.pixels, config.black)
         device, indices = x0.device, batch.indices
         eps = rng.normal(config.seed, rng.Stream.NOISE, indices, tuple(x0.shape[1:])).to(device)

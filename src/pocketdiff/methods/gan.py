@@ -1,8 +1,7 @@
 """Generative adversarial networks: a plain one, and a small conditional one of today.
 
 Generator and discriminator step at the same time, along gradients of one forward pass through both: the single-step
-method of Nowozin et al. 2016 (f-GAN, algorithm 1). So the images of a step are generated once instead of twice, and a
-step that cannot be taken leaves both networks unchanged.
+method of Nowozin et al. 2016 (f-GAN, algorithm 1). A step that cannot be taken leaves both networks unchanged.
 """
 
 from typing import Annotated, Literal
@@ -20,7 +19,6 @@ from pocketdiff.methods.loop import Batch, Losses, Method, TrainState
 from pocketdiff.model import ImageModel, build_net, to_bytes
 from pocketdiff.nets import GANS, GanNet
 from pocketdiff.nets.gan import LOSSES, ConvGanConfig, Gan, GanLosses, MlpGanConfig
-from pocketdiff.optim import learning_rate
 from pocketdiff.registry import Named, OneOf
 
 
@@ -34,11 +32,10 @@ class GanConfig(MethodConfig):
     loss: Annotated[str, Named(LOSSES)] = "relativistic"
     """The adversarial loss."""
     classification: float = Field(0.3, ge=0, allow_inf_nan=False)
-    """Weight of the auxiliary classification loss, where the discriminator also predicts classes: of real images for
-    the discriminator, of generated ones for the generator; 0: no such loss."""
+    """Weight of the classification loss of a discriminator that also predicts classes: it learns from real images, and
+    the generator from generated ones; 0: no such loss."""
     gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Weight of the gradient penalty (R1 and R2): half the squared gradient of the discriminator at real and at
-    generated images; 0: no penalty."""
+    """Weight of the gradient penalty at real and at generated images (R1 and R2); 0: no penalty."""
     penalty_every: int = Field(8, ge=1)
     """Steps between two penalties; the weight of each is multiplied by this."""
 
@@ -60,33 +57,22 @@ class GanConfig(MethodConfig):
         return self
 
     def learning_rate(self, seen: int, n: int) -> float:
-        """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
-        return learning_rate(seen / self.length(n), 0.0) if self.lr_decay else 1.0
+        """As in `MethodConfig`, or constant."""
+        return super().learning_rate(seen, n) if self.lr_decay else 1.0
 
 
 # Times are of two CPU cores; docs/gan.md has the commands.
 PRESETS = {
     # The plain GAN of the original experiment's comparison. Four minutes; Fréchet distance 49 after 25 epochs.
+    # adam_beta1 is that of Radford et al. 2016; with 0.9 the images were still noise after three epochs.
     "gan": GanConfig(
-        epochs=20,
-        batch=256,
-        ema=None,
-        log_every=2_560,
-        checkpoint_every=60_000,
-        pictures_every=1,
-        net=MlpGanConfig(),
-        loss="nonsaturating",
-        classification=0.0,
-        gradient_penalty=0.0,
-        generator_lr=1e-4,
-        discriminator_lr=1e-4,
-        adam_beta1=0.5,  # Radford et al. 2016; with 0.9 the images were still noise after three epochs.
-        adam_beta2=0.999,
-        lr_decay=False,
+        epochs=20, batch=256, ema=None, net=MlpGanConfig(), loss="nonsaturating", classification=0.0,
+        gradient_penalty=0.0, generator_lr=1e-4, discriminator_lr=1e-4, adam_beta1=0.5, adam_beta2=0.999,
+        lr_decay=False, log_every=2_560, checkpoint_every=60_000, pictures_every=1,
     ),
     # A GAN of today, as large as the laptop network. Four minutes; 0.55, label accuracy 98.9%.
     "gan-conditional": GanConfig(batch=32, pictures_every=1),
-}
+}  # fmt: skip
 
 
 class GanModel(ImageModel):
@@ -165,8 +151,8 @@ def gradient_penalty(
 ) -> Float[Tensor, ""]:
     """Half the squared norm of the logit's gradient with respect to the image, averaged over the images.
 
-    It keeps the discriminator smooth, so that training can converge. Every few steps are enough (Karras et al. 2020,
-    appendix B). Source: Mescheder et al. 2018, equations 9 (R1, of real images) and 10 (R2, of generated ones).
+    Every few steps are enough (Karras et al. 2020, appendix B). Source: Mescheder et al. 2018, equations 9 (R1, of real
+    images) and 10 (R2, of generated ones).
     """
     x = x.requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(x, label).real.sum(), x, create_graph=True)

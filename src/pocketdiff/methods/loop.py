@@ -31,8 +31,7 @@ class TrainState:
     """Everything that training changes. All randomness follows from the config's seed and ``seen``."""
 
     modules: dict[str, nn.Module]
-    """``net``, which is trained; ``ema``, the same with averaged weights; and what else the method needs, such as a
-    ``teacher``. A checkpoint saves each."""
+    """``net``, ``ema``, and what else the method needs, such as a ``teacher``. A checkpoint saves each."""
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     """Optimizer steps taken."""
@@ -46,7 +45,7 @@ class TrainState:
 
     @property
     def ema(self) -> Any:
-        """The module with averaged weights."""
+        """The same with averaged weights."""
         return self.modules["ema"]
 
 
@@ -62,16 +61,13 @@ class Batch(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What a step reports."""
+    """What a step reports: the state's step and images after it, and its losses."""
 
     step: int
-    """Steps taken so far."""
     seen: int
-    """Images seen so far, repeats counted."""
     epoch: int
     """Index of the epoch of the last image seen, from 0."""
     losses: Losses
-    """The batch's mean losses."""
     lr: float
     """Fraction of the peak learning rates at this step."""
 
@@ -114,14 +110,14 @@ class Method(Protocol[Config]):
 
 
 class DenoiserMethod(Method[AnyDenoiserConfig]):
-    """A method that trains a denoiser, with Muon and Adam."""
+    """A method that trains a denoiser."""
 
     def build(self, config: AnyDenoiserConfig, info: DataInfo) -> Denoiser:
-        """A new denoiser."""
+        """A new denoiser; the config's seed decides its weights."""
         return build_denoiser(config, info)
 
     def optimizers(self, net: Denoiser, config: AnyDenoiserConfig) -> list[torch.optim.Optimizer]:
-        """The optimizers of a denoiser, which is compiled if its config says so."""
+        """Muon and Adam; the network is compiled if the config says so."""
         if config.compile:
             net.net.compile()
         return make_optimizers(net.net, config.muon_lr, config.adam_lr, config.adam_beta2)
@@ -143,14 +139,8 @@ def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[B
 def train(method: Method[Any], state: TrainState, data: Images, config: MethodConfig) -> Iterator[StepReport]:
     """Trains until the config's images or epochs are seen, from wherever the state is.
 
-    Args:
-        method: The training method.
-        state: Changed in place.
-        data: The training split, on the state's device.
-        config: The run's config.
-
-    Yields:
-        A report after each step and the EMA's update, so leaving the loop is always safe.
+    The state is changed in place; ``data`` is the training split, on the state's device. The reports come after a
+    step and the EMA's update, so leaving the loop is always safe.
 
     Raises:
         TrainingError: If a loss or a gradient is not finite; the state is then as the last step left it.
@@ -176,11 +166,7 @@ def train(method: Method[Any], state: TrainState, data: Images, config: MethodCo
 
 
 def check_finite(losses: Losses, state: TrainState, advice: str) -> None:
-    """Checks the losses and the gradients before the optimizer step.
-
-    Raises:
-        TrainingError: If a value is not finite.
-    """
+    """Raises TrainingError if a loss or a gradient is not finite."""
     gradients = [weight.grad for weight in state.net.parameters() if weight.grad is not None]
     if not (sum(losses.values()) + torch.nn.utils.get_total_norm(gradients)).isfinite():
         raise TrainingError(
