@@ -117,17 +117,21 @@ class Plugin(Frozen):
 
 def plugins(config: BaseModel) -> dict[str, Any]:
     """A config's entries from outside the package, as a file lists them: under ``plugins``, if there are any."""
-    found = [plugin.model_dump(mode="json") for entry in _named(config) if (plugin := _plugin(*entry))]
+    named = list(_named(config))
+    if kind := getattr(config, "kind", None):  # A method's config, which stands in no field.
+        named.append(("method", kind, type(config)))
+    found = [plugin.model_dump(mode="json") for entry in named if (plugin := _plugin(*entry))]
     return {"plugins": found} if found else {}
 
 
-def _named(config: BaseModel) -> Iterator[tuple[Registry[Any], str]]:
-    """Every name in a config and its nested configs, with the registry it belongs to."""
+def _named(config: BaseModel) -> Iterator[tuple[str, str, Any]]:
+    """Noun, name and entry of every name in a config and its nested configs."""
     for name, field in type(config).model_fields.items():
         if (value := getattr(config, name)) is None:
             continue
         for mark in marks(field.annotation, field.metadata):
-            yield mark.registry, value if isinstance(value, str) else value.kind
+            key = value if isinstance(value, str) else value.kind
+            yield mark.registry.noun, key, mark.registry[key]
         if isinstance(value, BaseModel):
             yield from _named(value)
 
@@ -138,8 +142,7 @@ def marks(annotation: Any, metadata: list[Any]) -> list[Named | OneOf]:
     return [mark for mark in [*metadata, *nested] if isinstance(mark, Named | OneOf)]
 
 
-def _plugin(registry: Registry[Any], name: str) -> Plugin | None:
-    entry: Any = registry[name]
+def _plugin(noun: str, name: str, entry: Any) -> Plugin | None:
     while isinstance(entry, partial):
         entry = entry.func
     module = str(getattr(entry, "__module__", ""))
@@ -150,7 +153,7 @@ def _plugin(registry: Registry[Any], name: str) -> Plugin | None:
         module = Path(getattr(sys.modules["__main__"], "__file__", None) or root).stem
     packages = packages_distributions().get(root)
     package = f"{packages[0]}=={version(packages[0])}" if packages else None
-    return Plugin(noun=registry.noun, name=name, module=module, package=package)
+    return Plugin(noun=noun, name=name, module=module, package=package)
 
 
 @cache
