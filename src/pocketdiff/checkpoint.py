@@ -1,9 +1,9 @@
 """Checkpoints and model files: safetensors, everything in a file under one SHA-256, nothing pickled.
 
-A checkpoint is one file. It gets its name when it is complete, and older checkpoints are removed only after it has been
-read back. A model file holds its config and needs nothing else.
+A checkpoint is one file. Older ones are removed only after it has been read back. A model file needs nothing else.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,10 +89,10 @@ def save_checkpoint(
     position = Position(
         step=state.step, seen=state.seen, training_seconds=training_seconds, other_seconds=other_seconds
     )
-    about = {name: record.model_dump(mode="json") for name, record in (("checkpoint", position), ("config", config))}
     path = folder.checkpoint(state.step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, about | plugins(config))
+    about = {"checkpoint": position.model_dump(), "config": config.model_dump(mode="json"), **plugins(config)}
+    write_tensors(path, tensors, about)
     read_checkpoint(path)
     for other in folder.saved_checkpoints():
         if other != path:
@@ -121,7 +121,7 @@ def newest_checkpoint(folder: RunFolder) -> tuple[Checkpoint, list[str]] | None:
     """A run's newest valid checkpoint, with the faults of newer ones; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: If there are checkpoints and none is valid.
+        CheckpointError: If no checkpoint is valid.
     """
     faults: list[str] = []
     for path in folder.saved_checkpoints():
@@ -182,14 +182,11 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
     Raises:
         CheckpointError: If there is no model, the file is damaged, or it needs a plug-in that is not available.
     """
-    path = Path(path)
-    if path.is_dir():
-        folder = RunFolder(path)
-        if not folder.model.exists():
-            unfinished = folder.config.exists()
-            fault = "is an unfinished run; train it to its end first" if unfinished else "holds no model file"
-            raise CheckpointError(f"{path}: {fault}")
-        path = folder.model
+    path, folder = Path(path), RunFolder(path)
+    if path.is_dir() and not folder.model.exists():
+        fault = "is an unfinished run; train it to its end first" if folder.is_run() else "holds no model file"
+        raise CheckpointError(f"{path}: {fault}")
+    path = folder.model if path.is_dir() else path
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
     tensors, about = read_tensors(path)
@@ -232,12 +229,11 @@ def _reason(about: object, error: Exception) -> str:
         return "its config is not valid in this version of pocketdiff; use the version that wrote it"
     needed = about.get("plugins") if isinstance(about, Mapping) else None
     for entry in needed if isinstance(needed, list) else []:
-        try:
+        with contextlib.suppress(ValidationError):
             plugin = Plugin.model_validate(entry)
-        except ValidationError:
-            continue
-        if message.startswith(f"there is no {plugin.noun} {plugin.name!r}"):
-            return f"needs the {plugin.noun} {plugin.name!r}, which is not part of pocketdiff: {plugin.remedy()}"
+            name = f"{plugin.noun} {plugin.name!r}"
+            if message.startswith(f"there is no {name}"):
+                return f"needs the {name}, which is not part of pocketdiff: {plugin.remedy()}"
     return f"{message.partition(';')[0]}; if a plug-in provides it, import it first (--plugin MODULE)"
 
 
