@@ -16,56 +16,53 @@ from pocketdiff.schedule import DiscreteBeta
 
 _NET = "nn_model."
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
-_REMEDY = "give what the script's torch.save(ddpm.state_dict(), ...) wrote"
 
 
 def import_ddpm(path: Path | str) -> DiffusionModel:
-    """Reads a state dict of the DDPM-MNIST script, with any number of features, classes and steps.
+    """Reads what the DDPM-MNIST script's ``torch.save(ddpm.state_dict(), path)`` wrote, with any number of features,
+    classes and steps.
 
-    Args:
-        path: What ``torch.save(ddpm.state_dict(), path)`` wrote.
-
-    Returns:
-        The model, on the CPU. Its network, schedule and sampling are the file's; its training settings are the
-        script's defaults, and nothing is known of its data.
+    The model is on the CPU. Its training settings are the script's defaults, and nothing is known of its data.
 
     Raises:
         CheckpointError: If it is not such a file; the message names the first fault.
     """
-    path = Path(path)
-    state = _read(path)
-    net, schedule, classes, channels = _describe(path, state)
+    try:
+        return _model(_read(Path(path)))
+    except CheckpointError as fault:
+        remedy = "give what the script's torch.save(ddpm.state_dict(), ...) wrote"
+        raise CheckpointError(f"{path}: {fault}; {remedy}") from fault
+
+
+def _model(state: dict[str, Tensor]) -> DiffusionModel:
+    """The model of a state dict; raises CheckpointError with the first fault, as the functions below do."""
+    net, schedule, classes, channels = _describe(state)
     with torch.device("meta"):  # Shapes only: a small file may claim a large network.
-        shapes = {
-            f"{_NET}{name}": tensor.shape
-            for name, tensor in net.build((channels, SIDE, SIDE), classes).state_dict().items()
-        }
+        weights = net.build((channels, SIDE, SIDE), classes).state_dict()
     tables = _tables(schedule)
-    shapes |= {name: table.shape for name, table in tables.items()}
-    if missing := sorted(shapes.keys() - state.keys()):
-        raise CheckpointError(f"{path}: has no {missing[0]!r}; {_REMEDY}")
-    if strange := sorted(state.keys() - shapes.keys()):
-        raise CheckpointError(f"{path}: has {strange[0]!r}, which is not part of the script's model; {_REMEDY}")
+    expected = {**tables, **{_NET + name: weight for name, weight in weights.items()}}
+    if missing := sorted(expected.keys() - state.keys()):
+        raise CheckpointError(f"has no {missing[0]!r}")
+    if strange := sorted(state.keys() - expected.keys()):
+        raise CheckpointError(f"has {strange[0]!r}, which is not part of the script's model")
     for name, tensor in state.items():
-        if tensor.shape != shapes[name]:
-            raise CheckpointError(
-                f"{path}: {name!r} has the shape {tuple(tensor.shape)} instead of {tuple(shapes[name])}; {_REMEDY}"
-            )
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            raise CheckpointError(f"{name!r} has the shape {shapes}")
         if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
-            raise CheckpointError(f"{path}: {name!r} has invalid values; give a model whose training succeeded")
+            raise CheckpointError(f"{name!r} has invalid values, as after a training that failed")
     for name, table in tables.items():
         # In the script's float32, 1 - alpha_bar loses digits.
         rtol, atol = (1e-2, 1e-4) if "mab" in name else (1e-3, 1e-6)
         if not torch.allclose(state[name].double(), table, rtol=rtol, atol=atol):
-            raise CheckpointError(f"{path}: {name!r} does not match the script's linear beta schedule; {_REMEDY}")
-    preset = PRESETS["ddpm"].model_copy(update={"net": net, "schedule": schedule})
-    config = DiffusionConfig.model_validate(preset.model_dump())
+            raise CheckpointError(f"{name!r} does not match the script's linear beta schedule")
+    config = DiffusionConfig.model_validate({**PRESETS["ddpm"].model_dump(), "net": net, "schedule": schedule})
     info = DataInfo(
         channels=channels, height=SIDE, width=SIDE, classes=tuple(str(label) for label in range(classes)),
         ink=channels == 1, train_images=None, test_images=None, sha256=None,
     )  # fmt: skip
     denoiser = build_denoiser(config, info)
-    denoiser.net.load_state_dict({name.removeprefix(_NET): state[name] for name in state if name.startswith(_NET)})
+    denoiser.net.load_state_dict({name: state[_NET + name] for name in weights})
     return DiffusionModel(denoiser.requires_grad_(False), config, info)
 
 
@@ -87,20 +84,19 @@ def _tables(schedule: DiscreteBeta) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict; floating-point tensors are converted to float32."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_REMEDY}")
+        raise CheckpointError("is a folder" if path.is_dir() else "no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many kinds on damaged files.
-        raise CheckpointError(f"{path}: cannot be read as a state dict ({type(error).__name__}); {_REMEDY}") from error
+        raise CheckpointError(f"cannot be read as a state dict ({type(error).__name__})") from error
     # The file may have set any attribute on its dict and tensors, so only the types' own methods are called.
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in dict.keys(state)):
-        raise CheckpointError(f"{path}: is not a state dict; {_REMEDY}")
+        raise CheckpointError("is not a state dict")
     tensors = dict(dict.items(state))
-    for name, tensor in tensors.items():
-        if not _is_plain(tensor):
-            raise CheckpointError(f"{path}: {name!r} is not a plain tensor; {_REMEDY}")
+    if strange := [name for name, tensor in tensors.items() if not _is_plain(tensor)]:
+        raise CheckpointError(f"{strange[0]!r} is not a plain tensor")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
@@ -113,7 +109,7 @@ def _is_plain(tensor: object) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, DiscreteBeta, int, int]:
+def _describe(state: dict[str, Tensor]) -> tuple[ContextUnetConfig, DiscreteBeta, int, int]:
     """Network, schedule, number of classes and number of channels, from the tensors' shapes and the beta table."""
     try:
         n_feat, channels, _, _ = state[f"{_NET}init_conv.conv1.0.weight"].shape
@@ -123,16 +119,16 @@ def _describe(path: Path, state: dict[str, Tensor]) -> tuple[ContextUnetConfig, 
         start, end = (float(f"{state['sqrt_beta_t'][at].double().item() ** 2:.6g}") for at in (0, -1))
         if channels not in (1, 3) or classes < 1:
             raise CheckpointError(
-                f"{path}: has {classes} classes and {channels} channels; it needs a class or more, and 1 or 3 channels"
+                f"has {classes} classes and {channels} channels; it needs a class, and 1 or 3 channels"
             )
         net = ContextUnetConfig(n_feat=n_feat)
         schedule = DiscreteBeta(timesteps=entries - 1, beta_start=start, beta_end=end, zeroth=True)
     except KeyError as error:
-        raise CheckpointError(f"{path}: has no {error.args[0]!r}; {_REMEDY}") from error
+        raise CheckpointError(f"has no {error.args[0]!r}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "beta"
-        raise CheckpointError(f"{path}: {where} cannot be {fault['input']}; {_REMEDY}") from error
+        raise CheckpointError(f"{where} cannot be {fault['input']}") from error
     except (ValueError, IndexError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: its tensors do not have the script's shapes; {_REMEDY}") from error
+        raise CheckpointError("its tensors do not have the script's shapes") from error
     return net, schedule, classes, channels
