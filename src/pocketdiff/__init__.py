@@ -15,7 +15,8 @@ run.model.save("mine.safetensors")
 Data and runs: `load_data`, `Dataset`, `PRESETS`, `Run`, `load`. Scores: `evaluate`, `sweep`, `compare`. Configs:
 `DiffusionConfig`, `GanConfig`, `ConsistencyConfig`, `SamplingConfig`, `UNetConfig`. The parts: `Denoiser`, `guide`,
 `grid`, the schedules and the samplers. Registries that take your own entries: `METHODS`, `NETS`, `GANS`, `SCHEDULES`,
-`PARAMETERIZATIONS`, `WEIGHTINGS`, `SAMPLERS`, `DATASETS`, `AUGMENTATIONS`. The command line is ``pocketdiff``.
+`PARAMETERIZATIONS`, `WEIGHTINGS`, `SAMPLERS`, `DATASETS`, `AUGMENTATIONS`, `METRICS`. The command line is
+``pocketdiff``.
 """
 
 from importlib.metadata import version
