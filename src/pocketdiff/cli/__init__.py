@@ -94,10 +94,10 @@ def _run(arguments: list[str]) -> int:
 def import_plugin(name: str) -> None:
     """Imports a module by name, or a .py file by path, as ``--plugin`` does.
 
-    Modules in the current folder, and those beside the file, can be imported meanwhile.
+    During the import, modules in the current folder, or in the file's folder, can be imported too.
 
     Raises:
-        PluginError: If that fails.
+        PluginError: If the import fails.
     """
     path = Path(name)
     is_file = path.suffix == ".py"

@@ -1,8 +1,8 @@
 """Flags from models: one for each field of a config and of a verb's options, with its description, default and checks.
 
-A field of a nested config is ``--net.widths``, or ``--widths`` where no other field of that name is as near the top.
-Where a field holds one of several kinds, ``--schedule.kind karras`` chooses it. Every registered kind has its flags.
-argparse stays in this module: `parse` returns the options as a model, and the config's flags as a dictionary.
+A field of a nested config is ``--net.widths``, or ``--widths`` if no other field of that name is at its depth or above.
+If a field can hold several kinds of config, ``--schedule.kind karras`` chooses one; every registered kind has its flags.
+argparse is used only here: `parse` returns the options as a model, and the config's flags as a dictionary.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class _Leaf(NamedTuple):
     help: str
     metavar: str
     kinds: tuple[str, ...] = ()
-    """The kinds of its parent that have it; empty where the parent has only one."""
+    """The kinds of its parent that have it; empty if the parent has only one kind."""
 
     @property
     def flag(self) -> str:
@@ -114,7 +114,7 @@ def parse(
         arguments: The words after it.
         options: The verb's own options. The docstring is the description and the examples of the help. The options of
             a base class form a group, with its docstring as the heading.
-        config: Has a flag for every field, but for those whose name is also an option's.
+        config: Gets a flag for every field, except those with the name of an option.
         heading: Of the config's flags: "title: description".
 
     Raises:
@@ -151,7 +151,7 @@ def parse(
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides about the other flags."""
+    """The value of a flag that decides which other flags exist."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, nargs="?", dest="value")
     found: str | None = parser.parse_known_args(list(arguments))[0].value
@@ -168,7 +168,7 @@ def apply(config: Model, given: Given) -> Model:
     """
     leaves = {leaf.path: leaf for leaf in _merged(type(config))}
     tree = config.model_dump()
-    # A new kind comes first, with its own defaults: the old kind's fields mean nothing to it.
+    # A new kind comes first and has its own defaults: it does not have the old kind's fields.
     for path in sorted(given, key=lambda path: not leaves[path].is_kind):
         leaf, typed = leaves[path], given[path]
         *parents, name = path.split(".")
