@@ -1,7 +1,6 @@
-"""Configs: everything that decides what a training run gives.
+"""Configs: everything that decides what a training run gives, stored as JSON in the run's folder and the model file.
 
-A config is frozen and strict, holds plain values, and is stored as JSON in the run's folder and in the model file. The
-command line makes a flag of every field. Each training method adds its own fields and presets (``methods/``).
+The command line makes a flag of every field. Each training method adds its own fields and presets (``methods/``).
 """
 
 import math
@@ -21,6 +20,7 @@ from pocketdiff.registry import Named, OneOf
 from pocketdiff.samplers import SAMPLERS, Sampler, sampler_options
 from pocketdiff.schedule import SCHEDULES, Karras, LogNormal, Schedule, grid
 
+Level = Annotated[float, Field(ge=0)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 AnyNet = Annotated[NetConfig, OneOf(NETS)]
 AnySchedule = Annotated[Schedule, OneOf(SCHEDULES)]
@@ -28,9 +28,8 @@ AnySchedule = Annotated[Schedule, OneOf(SCHEDULES)]
 
 def _square(size: Any) -> Any:
     """One number as height and width."""
-    if isinstance(size, (list, tuple)):
-        return tuple(size) * 2 if len(size) == 1 else size
-    return (size, size)
+    values = tuple(size) if isinstance(size, (list, tuple)) else (size,)
+    return values * 2 if len(values) == 1 else values
 
 
 def _range(interval: Any) -> Any:
@@ -57,9 +56,7 @@ class SamplingConfig(Frozen):
     """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
     schedule: AnySchedule | None = Karras(sigma_min=0.05)
     """Spreads the noise levels of the steps; none: the model's training schedule."""
-    interval: Annotated[
-        tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None, BeforeValidator(_range)
-    ] = None
+    interval: Annotated[tuple[Level, Level] | None, BeforeValidator(_range)] = None
     """Guidance interval, LOW:HIGH in noise levels: outside it the scale is 1 and a step costs one evaluation
     (Kynkäänniemi et al. 2024); none: guidance at every level."""
     guide: str | None = None
@@ -87,11 +84,7 @@ class SamplingConfig(Frozen):
         return self
 
     def grid(self, trained: Schedule) -> list[float]:
-        """The noise levels of the steps, for a model that was trained with the schedule ``trained``.
-
-        Raises:
-            ValueError: If the schedule does not have that many levels.
-        """
+        """The noise levels of the steps, for a model of the schedule ``trained``; ValueError if there are too few."""
         schedule = self.schedule or trained
         if self.steps is None and schedule.levels == math.inf:
             raise ValueError(f"steps is none, but the {schedule.kind} schedule is continuous: give a number of steps")
@@ -103,10 +96,7 @@ class SamplingConfig(Frozen):
 
 
 class MethodConfig(Frozen):
-    """What every run needs, whatever its training method.
-
-    The same config and data give the same model; on the same CPU bit for bit.
-    """
+    """What every run needs. The same config and data give the same model; on the same CPU bit for bit."""
 
     kind: str
     """The training method: a key of ``METHODS``."""
@@ -125,8 +115,7 @@ class MethodConfig(Frozen):
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
     ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
-    """Power of the weights' moving average: step i of t has the weight (i / t) ** ema; 0: plain mean; none: no
-    average."""
+    """Power of the weights' moving average: step i of t has the weight (i / t) ** ema; 0: mean; none: no average."""
 
     log_every: int = Field(2_000, ge=1)
     """Images between two lines of metrics.jsonl."""
@@ -135,8 +124,7 @@ class MethodConfig(Frozen):
     pictures_every: int | None = Field(None, ge=1)
     """Epochs between two image grids (default: at most five grids in a run); the end of the run always has one."""
     evaluate_every: int | None = Field(None, ge=1)
-    """Images between two scores of the model; none: no scores. A score takes about as long as drawing evaluate_images
-    images."""
+    """Images between two scores of the model; none: no scores. A score takes as long as drawing evaluate_images."""
     evaluate_images: int = Field(2_000, ge=1)
     """Images in a score of the model."""
 
@@ -147,9 +135,8 @@ class MethodConfig(Frozen):
     @classmethod
     def _length_in_epochs(cls, given: Any) -> Any:
         """Epochs replace the default number of images."""
-        if isinstance(given, dict) and given.get("epochs") is not None and "images" not in given:
-            return {**given, "images": None}
-        return given
+        epochs_only = isinstance(given, dict) and given.get("epochs") is not None and "images" not in given
+        return {**given, "images": None} if epochs_only else given
 
     @model_validator(mode="after")
     def _one_length(self) -> "MethodConfig":
@@ -216,5 +203,5 @@ class DenoiserConfig(MethodConfig):
         return self
 
     def learning_rate(self, seen: int, n: int) -> float:
-        """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
+        """As in `MethodConfig`, with the warmup."""
         return learning_rate(seen / self.length(n), self.warmup)

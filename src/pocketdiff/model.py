@@ -66,10 +66,9 @@ class Frame(NamedTuple):
 
 
 class ImageModel(ABC):
-    """A trained network that draws images: ``model(labels, seeds)``.
+    """A trained network that draws images, on the device of its weights: ``model(labels, seeds)``.
 
-    Image i depends on its label and its seed only, not on its neighbours or its place in the batch. ``net`` has its
-    weights, and its device is where the model draws.
+    Image i depends on its label and its seed only, not on its neighbours or its place in the batch.
     """
 
     config: MethodConfig
@@ -82,20 +81,14 @@ class ImageModel(ABC):
 
     def __init__(self, net: nn.Module, config: MethodConfig, info: DataInfo) -> None:
         self.net, self.config, self.info = net, config, info
-
-    @property
-    def classes(self) -> tuple[str, ...]:
+        self.classes = info.classes
         """The name of each class."""
-        return self.info.classes
-
-    @property
-    def null(self) -> int:
-        """The label for "no label": ``len(classes)``."""
-        return len(self.info.classes)
+        self.null = len(info.classes)
+        """The label for "no label"."""
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Where it draws."""
         return next(self.net.parameters()).device
 
     @property
@@ -128,19 +121,11 @@ class ImageModel(ABC):
         return [View("", "", self)]
 
     def with_sampling(self, sampling: SamplingConfig, guide: "ImageModel | None" = None) -> "ImageModel":  # noqa: ARG002
-        """The same network with other sampling settings.
-
-        Raises:
-            RequestError: If the model has no sampling settings.
-        """
+        """The same network with other sampling settings; raises RequestError if the model has none."""
         raise RequestError("this model draws in one step and has no sampling settings")
 
     def frames(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Frame]:  # noqa: ARG002
-        """The denoising: pure noise, then the state after each step; all images are in memory at once.
-
-        Raises:
-            RequestError: As `generate`, or if the model draws in one step.
-        """
+        """The denoising: pure noise, then the state after each step; raises RequestError if there is only one step."""
         raise RequestError("this model draws in one step, so there is no denoising to show")
 
     def generate(self, labels: Integers, seeds: Integers | None = None) -> UInt8[Tensor, "n c h w"]:
@@ -179,7 +164,9 @@ class ImageModel(ABC):
         rebuilt = self._rebuild()
         shapes, wanted = ({k: v.shape for k, v in net.state_dict().items()} for net in (rebuilt, self.net))
         if repr(rebuilt) != repr(self.net) or shapes != wanted:
-            raise PluginError("the config does not build the network; register the network and name it in the config")
+            raise PluginError(
+                "the config does not build the network to save; register the network (NETS) and name it in the config"
+            )
         config, info = (record.model_dump(mode="json") for record in (self.config, self.info))
         about = {"format": FORMAT, "kind": self.config.kind, "train": config, "data": info, **plugins(self.config)}
         write_tensors(Path(path), self.net.state_dict(), about)
@@ -255,11 +242,7 @@ class DiffusionModel(ImageModel):
         return type(self)(self.denoiser, self.config, self.info, sampling, guide)
 
     def grid(self) -> list[float]:
-        """The noise levels of the steps.
-
-        Raises:
-            RequestError: If the schedule does not have that many levels.
-        """
+        """The noise levels of the steps; raises RequestError if the schedule does not have that many levels."""
         try:
             return self.sampling.grid(self.config.schedule)
         except ValueError as error:
@@ -304,7 +287,7 @@ class DiffusionModel(ImageModel):
         return found
 
     def start(self, seeds: Sequence[int], sigma: float) -> Float[Tensor, "n c h w"]:
-        """Pure noise at level ``sigma``: one tensor for each seed, drawn on the CPU so that all devices start alike.
+        """Pure noise at level ``sigma`` for each seed, drawn on the CPU so that all devices start alike.
 
         Its variance is ``sigma^2 + sigma_data^2``, that of a noisy image: DDPM's unit-variance start on this clock.
         """
@@ -319,7 +302,7 @@ class DiffusionModel(ImageModel):
         return guide(self.denoiser, label, self.sampling.scale, interval=self.sampling.interval, weak=weak)
 
     def steps(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Step]:
-        """Draws images and yields the state after each step; all n images are in memory at once.
+        """Draws images and yields the state after each step; all images are in memory at once.
 
         Raises:
             RequestError: As `generate`, or if the schedule does not have that many levels.
@@ -334,7 +317,7 @@ class DiffusionModel(ImageModel):
         return self.sampling.rule()(self.bind(wanted), x, sigmas, noise)
 
     def frames(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Frame]:
-        """The denoising: pure noise, then the state after each step."""
+        """The denoising: pure noise, then the state after each step; all images are in memory at once."""
         wanted, keys = self._checked(labels, seeds)
         sigmas = self.grid()
         left = len(sigmas) - 1
@@ -347,9 +330,6 @@ class DiffusionModel(ImageModel):
         """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``.
 
         At that scale pure noise has unit variance, and a clean image is unchanged.
-
-        Raises:
-            SamplingError: If a value is not finite.
         """
         return to_bytes(x / (1 + sigma**2) ** 0.5, self.config.black)
 
@@ -390,11 +370,7 @@ def build_denoiser(config: DenoiserConfig, info: DataInfo) -> Denoiser:
 
 
 def to_bytes(x: Float[Tensor, "n c h w"], black: float = -1.0) -> UInt8[Tensor, "n c h w"]:
-    """Images in data units as bytes on the CPU.
-
-    Raises:
-        SamplingError: If a value is not finite.
-    """
+    """Images in data units as bytes on the CPU; raises SamplingError if a value is not finite."""
     if not x.isfinite().all():
         raise SamplingError("the network gives values that are not finite; train it again with a lower learning rate")
     return to_uint8(x, black).cpu()
