@@ -20,10 +20,19 @@ from pocketdiff import files
 from pocketdiff.checkpoint import load, read_checkpoint
 from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, Images
-from pocketdiff.errors import CheckpointError, EvaluationError, PocketdiffError, RunError, TrainingError
+from pocketdiff.errors import (
+    CheckpointError,
+    EvaluationError,
+    PluginError,
+    PocketdiffError,
+    RequestError,
+    RunError,
+    TrainingError,
+)
 from pocketdiff.evaluation.classifiers import SHIPPED
 from pocketdiff.folder import RunFolder, short_name
 from pocketdiff.methods import loop
+from pocketdiff.methods.consistency import ConsistencyConfig
 from pocketdiff.methods.diffusion import Diffusion, DiffusionConfig
 from pocketdiff.methods.gan import GanConfig
 from pocketdiff.nets.gan import MlpGanConfig
@@ -601,6 +610,57 @@ def test_a_gan_runs_in_the_same_way(tiny_data: Dataset, tmp_path: Path) -> None:
         assert next(iter(run)).step == step
         assert [report.step for report in itertools.islice(run, 3)] == [step + 1, step + 2, step + 3]
     assert_ends_like(finish(run), whole)
+
+
+def test_a_consistency_model_is_distilled_from_a_run(finished: Run, tiny_data: Dataset, tmp_path: Path) -> None:
+    """The run records the teacher's hash, continues bit for bit, and its model needs no teacher."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished.folder.path, teacher)
+    config = ConsistencyConfig(teacher=str(teacher), images=92, batch=8, log_every=16, checkpoint_every=16)
+    whole = finish(Run(config, tiny_data, tmp_path / "whole"))
+    assert {path.name for path in whole.folder.pictures.iterdir()} == {
+        f"image_ep{epoch}{view}.png" for epoch in range(3) for view in ("_1step", "_2steps")
+    }
+    assert (whole.config.net, whole.config.teacher_scale) == (CONFIG.net, CONFIG.sampling.scale)  # type: ignore[attr-defined]
+    broken = Run(config, tiny_data, tmp_path / "broken")
+    for stop in (3, 7, None):
+        for report in broken:
+            if report.step == stop:
+                break
+        broken = Run(config, tiny_data, tmp_path / "broken")
+    assert_ends_like(broken, whole)
+    other = Run(CONFIG.model_copy(update={"seed": 1}), tiny_data, tmp_path / "other")
+    finish(other)
+    shutil.copy(other.folder.model, teacher / "model.safetensors")
+    with pytest.raises(RunError, match="holds a run that differs in teacher_sha256"):
+        Run(config, tiny_data, tmp_path / "whole")
+    shutil.rmtree(teacher)
+    assert torch.equal(load(tmp_path / "whole")([3, 1]), whole.model([3, 1]))
+    assert whole.model.nfe() == 2
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tiny_data: Dataset, tmp_path: Path, finished: Run) -> None:
+    few = tiny_data.train.labels < 4
+    data = Dataset.from_arrays(tiny_data.train.pixels[few], tiny_data.train.labels[few])
+    config = ConsistencyConfig(teacher=str(finished.folder))
+    for given, fault in ((ConsistencyConfig(), "needs a teacher"), (config, "learned other classes")):
+        with pytest.raises(RequestError, match=fault):
+            Run(given, data, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_own_network_that_the_config_does_not_build_is_refused_at_the_end(
+    tiny_data: Dataset, tmp_path: Path
+) -> None:
+    """The weights stay in the checkpoint."""
+    run = Run(CONFIG, tiny_data, tmp_path / "run")
+    for module in (run.state.net, run.state.ema):
+        module.net.last.append(torch.nn.Identity())
+    with pytest.raises(PluginError, match="does not build the network; register the network and name it"):
+        finish(run)
+    assert not run.finished
+    assert not run.folder.model.exists()
+    assert run.folder.saved_checkpoints() == [run.folder.checkpoint(12)]
 
 
 def test_pictures_follow_their_intervals(tiny_data: Dataset, tmp_path: Path) -> None:

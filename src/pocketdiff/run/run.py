@@ -79,10 +79,10 @@ class Run:
         self.run_config = RunConfig(train=self.config, data=data.info)
         self.length = self.config.length(len(data.train))
         """Training images in the run, repeats counted."""
-        with self._locked():
-            self._claim()
         self.state = self._method.new_state(self.config, data.info, self.device, self._load)
         """Weights, optimizers and position."""
+        with self._locked():
+            self._claim()
         self.model = self._method.model(self.state.ema, self.config, data.info)
         """Draws with the averaged weights, as they are at the time."""
         self.training_seconds = 0.0
