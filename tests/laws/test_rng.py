@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -41,10 +38,12 @@ def test_successive_indices_are_independent() -> None:
     assert np.corrcoef(x[:-1].flatten(), x[1:].flatten())[0, 1] == pytest.approx(0, abs=0.02)
 
 
-def test_the_same_in_another_process() -> None:
-    code = "from pocketdiff import rng; print(rng.normal(3, 4, [5], (6,)).tolist(), rng.uniform(1, 2, [3]).tolist())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert other == f"{rng.normal(3, 4, [5], (6,)).tolist()} {rng.uniform(1, 2, [3]).tolist()}\n"
+def test_the_same_in_every_process_and_version() -> None:
+    """Model files and published figures depend on these numbers."""
+    assert rng.uniform(1, 2, [3, 2**64 - 1]).tolist() == [0.06344102965932141, 0.056598779259343646]
+    assert rng.normal(3, 4, [5], (2,))[0].tolist() == [0.23567427694797516, 0.6485132575035095]
+    assert rng.permutation(6, 7, 8, 10).tolist() == [6, 4, 3, 5, 1, 9, 2, 8, 0, 7]
+    assert rng.stratified(9, 10, range(2)).tolist() == [0.8015989601945431, 0.41963294894443814]
 
 
 def test_a_permutation_has_every_index_once_and_differs_by_epoch() -> None:
@@ -68,8 +67,8 @@ def test_stratified_numbers_are_uniform_in_the_long_run() -> None:
 
 
 def test_a_tenth_of_uniform_numbers_is_below_a_tenth() -> None:
-    share = (rng.uniform(0, Stream.DROP, range(20_000)) < 0.1).double().mean().item()
-    assert share == pytest.approx(0.1, abs=0.01)
+    share = (rng.uniform(1, Stream.DROP, range(5000)) < 0.1).double().mean().item()
+    assert share == pytest.approx(0.1, abs=0.0127)  # three standard errors
 
 
 @given(SEEDS, st.integers(1, 20), st.integers(1, 5))

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 
 from pocketdiff.schedule import SCHEDULES, Cosine, DiscreteBeta, Flow, Karras, LogNormal, Range, Schedule, grid
@@ -97,14 +97,6 @@ def test_discrete_beta_grid_is_the_chain(timesteps: int) -> None:
     assert grid(schedule, timesteps) == [*schedule.sigmas.flip(0).tolist(), 0.0]
 
 
-def test_discrete_beta_equals_diffusers() -> None:
-    from diffusers import DDPMScheduler
-
-    alpha_bar = DDPMScheduler(num_train_timesteps=1000).alphas_cumprod.double()
-    ours = 1 / (1 + DiscreteBeta().sigmas ** 2)
-    assert torch.allclose(ours, alpha_bar, rtol=1e-4)
-
-
 def test_discrete_beta_draws_all_steps_equally_often() -> None:
     schedule = DiscreteBeta(timesteps=50)
     drawn = schedule((torch.arange(5000, dtype=torch.float64) + 0.5) / 5000)
@@ -125,6 +117,7 @@ def test_levels_too_close_for_floats_are_an_error() -> None:
         grid(Flow(sigma_min=1.0, sigma_max=1.0000000000000002), 18)
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 64), st.floats(1e-4, 0.5), st.floats(1.0, 1e4))
 def test_every_range_gives_a_decreasing_grid(kind: str, steps: int, low: float, high: float) -> None:
     cls: Any = SCHEDULES[kind]

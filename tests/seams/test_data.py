@@ -610,7 +610,7 @@ def shaped(shape: object) -> bytes:
         (shaped((-6, -16, 20)) + bytes(6 * 16 * 20), "impossible shape"),
         (shaped((True, 16, 20)) + bytes(16 * 20), "impossible shape"),
         (shaped((1,) * 100) + bytes(1), "dimension"),
-        (npy_header("{" * 9999), "damaged header"),
+        (npy_header("{" * 999), "damaged header"),
         (npy_header("{'descr': (), 'fortran_order': False, 'shape': (6, 16, 20), }"), "damaged header"),
         (
             npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (6, 16, 20), }" + " " * 30_000),
@@ -896,7 +896,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
-any_bytes = settings(deadline=None, max_examples=100)
+any_bytes = settings(deadline=None, max_examples=60)
 EXIF = Image.Exif()
 EXIF.update({0x0112: 6, 0x010E: "a picture", 0x011A: 72.0})
 
@@ -941,6 +941,6 @@ def test_an_image_with_invalid_exif_is_read_or_refused(tmp_path) -> None:
     body = png(NOISE, "JPEG", exif=EXIF)
     at = body.index(b"Exif\0\0")
     for offset in range(at, at + 60):
-        for value in (0, 1, 2, 5, 255):
+        for value in (0, 5, 255):
             changed = body[:offset] + bytes([value]) + body[offset + 1 :]
             read_or_refused(write(tmp_path, {"a/0.jpg": changed, "a/1.jpg": changed}))
