@@ -322,7 +322,7 @@ def test_a_student_can_teach(model: ConsistencyModel, tmp_path: Path, tiny_data:
     path = tmp_path / "student.safetensors"
     model.save(path)
     state = new_state(make(path), tiny_data)
-    assert torch.equal(state.net.net.first.weight, model.denoiser.net.first.weight)
+    assert torch.equal(state.net.net.first.weight, model.net.state_dict()["net.first.weight"])
 
 
 def test_the_method_is_registered_with_its_preset() -> None:

@@ -241,7 +241,7 @@ def test_images_may_have_any_size(height: int, width: int) -> None:
 
 
 def test_the_preset_is_the_experiment(tiny_data) -> None:
-    chosen = {
+    chosen: dict[str, object] = {
         "images": None, "epochs": 20, "batch": 256, "black": 0.0, "parameterization": "eps", "sigma_data": 1.0,
         "augment": "none", "loss_weighting": "uniform", "stratified": False,
         "label_dropout": 0.1, "muon_lr": None, "adam_lr": 1e-4, "warmup": 0.0,

@@ -181,10 +181,10 @@ def test_a_guidance_interval_saves_evaluations(model: DiffusionModel) -> None:
 
 
 def test_an_interval_is_a_pair_or_text() -> None:
-    assert SamplingConfig(interval="0.3:3").interval == (0.3, 3.0)  # type: ignore[arg-type]
+    assert SamplingConfig(interval="0.3:3").interval == (0.3, 3.0)
     for wrong in ("3:0.3", "3", "1:2:3", "a:b", "-1:2", (2.0, 2.0)):
         with pytest.raises(ValidationError):
-            SamplingConfig(interval=wrong)  # type: ignore[arg-type]
+            SamplingConfig(interval=wrong)
 
 
 def test_autoguidance_uses_the_weaker_model_with_the_label(model: DiffusionModel, weak: DiffusionModel) -> None:
@@ -205,7 +205,7 @@ def test_a_guide_is_loaded_from_its_path(model: DiffusionModel, weak: DiffusionM
     sampling = SamplingConfig(steps=3, scale=2.0, guide=str(path))
     way = with_sampling(model, sampling)
     assert torch.equal(way([3, 1]), model.with_sampling(sampling, weak)([3, 1]))
-    faster = way.with_sampling(sampling.model_copy(update={"steps": 2}))  # type: ignore[attr-defined]
+    faster = way.with_sampling(sampling.model_copy(update={"steps": 2}))
     assert faster.nfe() == 4  # The guide is kept.
     assert way.how() == f"dpmpp_2m, 3 steps, scale 2 (w = 1), guided by {path}"
     assert way.sampling_facts().guide == str(path)

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from pocketdiff import checkpoint, files, tensors
-from pocketdiff.checkpoint import RunConfig
+from pocketdiff.checkpoint import Checkpoint, RunConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import CheckpointError, TrainingError
 from pocketdiff.folder import RunFolder
@@ -54,6 +54,13 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 # Checkpoints
+
+
+def newest_of(folder: RunFolder) -> tuple[Checkpoint, list[str]]:
+    """The newest valid checkpoint, which must exist."""
+    found = checkpoint.newest_checkpoint(folder)
+    assert found is not None
+    return found
 
 
 def test_a_checkpoint_is_one_file_with_every_module_and_optimizer(state, tiny_run, folder: RunFolder) -> None:
@@ -97,7 +104,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_leaves_no_litter(
     with pytest.raises(OSError, match=r"No space left on device: '.*step-00000003\.safetensors'"):
         checkpoint.save_checkpoint(folder, state, tiny_run)
     assert list(folder.checkpoints.iterdir()) == [first]
-    found, faults = checkpoint.newest_checkpoint(folder)
+    found, faults = newest_of(folder)
     assert (found.path, faults) == (first, [])
 
 
@@ -116,7 +123,7 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one(
         flip_bit(newest, at)
     else:
         os.truncate(newest, at % newest.stat().st_size)
-    found, faults = checkpoint.newest_checkpoint(folder)
+    found, faults = newest_of(folder)
     assert found.path == first
     (fault,) = faults
     assert fault.startswith(f"{newest}: ")

@@ -163,7 +163,7 @@ def test_the_summary_is_a_record(finished: Run) -> None:
     assert summary.images_per_second == pytest.approx(92 / summary.training_seconds)
     assert summary.training_seconds == pytest.approx(finished.training_seconds)
     assert summary.other_seconds > 0
-    assert 50e6 < summary.peak_memory_bytes < 4e9
+    assert summary.peak_memory_bytes is None or 50e6 < summary.peak_memory_bytes < 4e9
     assert summary.peak_gpu_memory_bytes is None
     assert summary.fp32_peak_flops == 1e11
     assert summary.hardware.device == "cpu"
@@ -466,7 +466,7 @@ def test_a_given_checkpoint_is_continued_in_its_own_folder_or_another(
         if report.step == 3:
             break
     kept = tmp_path / "kept.safetensors"
-    shutil.copy(run.saved, kept)
+    shutil.copy(run.folder.checkpoint(3), kept)
     for report in run:
         if report.step == 7:
             break
@@ -656,7 +656,7 @@ def test_an_own_network_that_the_config_does_not_build_is_refused_at_the_end(
     run = Run(CONFIG, tiny_data, tmp_path / "run")
     for module in (run.state.net, run.state.ema):
         module.net.last.append(torch.nn.Identity())
-    with pytest.raises(PluginError, match="does not build the network; register the network and name it"):
+    with pytest.raises(PluginError, match="the config does not build the network to save"):
         finish(run)
     assert not run.finished
     assert not run.folder.model.exists()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Run:
         done = "finished" if self.finished else f"{self.state.seen:,} of {self.length:,} images"
         return f"Run({self.config.kind}, {str(self.folder)!r}, {done})"
 
-    def __iter__(self) -> Iterator[StepReport]:
+    def __iter__(self) -> Generator[StepReport, None, None]:
         """Trains to the end of the run and yields a report after each step.
 
         Raises:
