@@ -100,8 +100,8 @@ def finish(files: Mapping[Path, str], table: str) -> int:
 class Bar:
     """Progress on standard error: a bar on a terminal, otherwise a plain line every few seconds.
 
-    It is a `pocketdiff.progress.Progress`: call it with the name of the work, the amount done, and the total. A new name
-    starts a new bar.
+    It is a `pocketdiff.progress.Progress`: call it with the name of the work, the amount done, and the total. A new
+    name starts a new bar.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Flags from models: one for each field of a config and of a verb's options, with its description, default and checks.
 
 A field of a nested config is ``--net.widths``, or ``--widths`` if no other field of that name is at its depth or above.
-If a field can hold several kinds of config, ``--schedule.kind karras`` chooses one; every registered kind has its flags.
+If a field can hold several kinds of config, ``--schedule.kind karras`` chooses one. Each registered kind has flags.
 argparse is used only here: `parse` returns the options as a model, and the config's flags as a dictionary.
 """
 
