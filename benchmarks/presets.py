@@ -1,66 +1,73 @@
-"""What the presets reach: three seeds each, trained and scored, as a table of means and spreads.
+"""The figures of the presets: each is trained with several seeds and scored; a table shows means and spreads.
 
-    python benchmarks/presets.py [--presets quick laptop] [--seeds 0 1 2] [--runs runs] [--n 10000]
+    python benchmarks/presets.py [--presets quick laptop] [--seeds 0 1 2] [--images N] [--runs runs] [--n 10000]
 
-Runs and scores that are there are not made again. On two cores six runs take half an hour, and their scores as long.
+Finished runs and scores in RUNS are used again, and unfinished runs continue. On two cores six runs take half an hour,
+and their scores about as long.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
-SHOWN = {
-    "frechet_train": "Fréchet distance to train", "frechet_test": "to test", "frechet_classes": "within classes",
-    "kernel_train": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
-    "coverage": "coverage", "accuracy": "label accuracy", "memorized_share": "near a training image",
-}  # fmt: skip
-SHARES = {"precision", "recall", "coverage", "accuracy", "memorized_share"}
+from training import changed, finished
 
-
-def pocketdiff(*words: str) -> None:
-    """Runs the command line, and stops where it fails."""
-    subprocess.run([sys.executable, "-m", "pocketdiff.cli", *words], check=True)
+import pocketdiff as pd
+from pocketdiff.evaluation import Metric, ScoreFile
+from pocketdiff.records import Summary
 
 
-def figures(preset: str, seed: int, runs: Path, n: int) -> dict[str, dict[str, float]]:
-    """One run's score and summary, made where they are missing."""
+class Result(NamedTuple):
+    """One run and its score."""
+
+    summary: Summary
+    score: ScoreFile
+
+
+def result(preset: str, seed: int, images: int | None, data: pd.Dataset, runs: Path, n: int) -> Result:
+    """One run's summary and score, made if they are missing."""
+    length = {} if images is None else {"images": images, "epochs": None}
     run = runs / f"{preset}-{seed}"
-    score = runs / f"{run.name}-{n}.json"
-    pocketdiff("train", "--preset", preset, "--seed", str(seed), "--out", str(run))
-    if not score.exists():
-        pocketdiff("evaluate", str(run), "--n", str(n), "--json", str(score))
-    found: dict[str, dict[str, float]] = json.loads(score.read_text())
-    found["summary"] = json.loads((run / "summary.json").read_text())
-    return found
+    summary, path = finished(changed(preset, seed=seed, **length), run), runs / f"{run.name}-{n}.json"
+    if not path.exists():
+        record = pd.evaluate(pd.load(run), data, n=n, name=str(run)).record
+        path.write_text(record.model_dump_json(indent=2) + "\n")
+    return Result(summary, ScoreFile.read(path))
 
 
-def written(name: str, values: list[float]) -> str:
-    """Mean and spread: the standard deviation between seeds; nothing where a model has no such figure."""
-    if None in values:
+def spread(metric: Metric, values: list[float | None]) -> str:
+    """Mean ± standard deviation between seeds; empty if a value is missing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return ""
-    mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{mean:.2%} ± {spread:.2%}" if name in SHARES else f"{mean:.3f} ± {spread:.3f}"
+    form = ".2%" if metric.share else ".3f"
+    mean, deviation = statistics.mean(known), statistics.stdev(known) if len(known) > 1 else 0.0
+    return f"{mean:{form}} ± {deviation:{form}}"
 
 
 def main() -> None:
-    """Makes what is missing and prints the table."""
+    """Trains and scores what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["quick", "laptop"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--presets", nargs="+", default=["quick", "laptop"], help="default: quick laptop")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--images", type=int, help="training images (default: the preset's)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs and scores")
+    parser.add_argument("--n", type=int, default=10_000, help="images in a score")
     flags = parser.parse_args()
-    table = {preset: [figures(preset, seed, flags.runs, flags.n) for seed in flags.seeds] for preset in flags.presets}
-    floor = next(iter(table.values()))[0]["floor"]
+    data = pd.load_data("mnist")
+    table = {
+        preset: [result(preset, seed, flags.images, data, flags.runs, flags.n) for seed in flags.seeds]
+        for preset in flags.presets
+    }
+    real = next(iter(table.values()))[0].score.real_baseline
     print(f"| | {' | '.join(f'`{preset}`' for preset in table)} | real images |")
     print(f"|---|{'---|' * len(table)}---|")
-    for name, said in SHOWN.items():
-        cells = [written(name, [run["metrics"][name] for run in runs]) for runs in table.values()]
-        print(f"| {said} | {' | '.join(cells)} | {written(name, [floor[name]]).partition(' ±')[0]} |")
-    times = [", ".join(f"{run['summary']['training_seconds']:.0f}" for run in runs) for runs in table.values()]
+    for key, metric in pd.METRICS.items():
+        cells = [spread(metric, [one.score.metrics.get(key) for one in results]) for results in table.values()]
+        if any(cells):
+            print(f"| {metric.name} | {' | '.join(cells)} | {spread(metric, [real.get(key)]).partition(' ±')[0]} |")
+    times = [", ".join(f"{one.summary.training_seconds:.0f}" for one in results) for results in table.values()]
     print(f"| seconds of training | {' | '.join(times)} | |")
 
 
