@@ -16,6 +16,7 @@ QUICK = pd.DiffusionConfig(
     images=320,
     batch=32,
     net=pd.UNetConfig(widths=(8, 16), blocks=1, embedding=16),
+    gif_steps=2,
     sampling=pd.SamplingConfig(steps=2, scale=2.4),
 )
 REGISTRIES: tuple[Registry[Any], ...] = (

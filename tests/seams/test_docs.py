@@ -30,7 +30,7 @@ def run(code: str, names: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
-@pytest.mark.parametrize(("name", "least"), [("ddpm", 6), ("evaluation", 1)])
+@pytest.mark.parametrize(("name", "least"), [pytest.param("ddpm", 6, marks=pytest.mark.slow), ("evaluation", 1)])
 def test_every_number_of_a_page_is_what_its_code_prints(name: str, least: int) -> None:
     page = (ROOT / f"docs/{name}.md").read_text()
     printing = re.findall(r"^```python\n(.*?)^```\n\n^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
@@ -47,7 +47,9 @@ def small(mnist: Dataset, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("page", "least"), [("README.md", 2), ("docs/library.md", 20)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("README.md", 2), pytest.param("docs/library.md", 20, marks=pytest.mark.slow)]
+)
 def test_every_block_of_a_page_runs(page: str, least: int) -> None:
     found = blocks(page)
     assert len(found) >= least
