@@ -14,7 +14,7 @@ from pocketdiff.evaluation import classifiers
 from pocketdiff.evaluation.classifiers import MIN_IMAGES, find_or_train_classifiers
 from pocketdiff.evaluation.distances import Estimate
 from pocketdiff.evaluation.reference import Reference
-from pocketdiff.evaluation.report import Evaluation, evaluate, provenance_of, score_file
+from pocketdiff.evaluation.report import Evaluation, evaluate, measured
 from pocketdiff.evaluation.sample import Sample, check_request, control_samples, draw, labels_like
 from pocketdiff.evaluation.score import METRICS, Measurements, Metric, Score, real_baseline, score, train_on_synthetic
 from pocketdiff.methods import PRESETS
@@ -270,11 +270,16 @@ def test_a_classifier_learns_from_real_images_but_not_from_noise(reference: Refe
 
 
 @pytest.fixture(scope="session")
-def evaluation(reference: Reference, real: Sample, scored: Score, baseline: Score) -> Evaluation:
-    provenance = provenance_of("<script>alert(1)</script>", reference, TEST, 0, None, 0.0)
-    shuffled = score(few(control_samples(reference, TEST)["shuffled_labels"]), quick(reference))
-    controls = {"shuffled_labels": {key: value and value.value for key, value in shuffled.metrics.items()}}
-    return Evaluation(score_file(scored, baseline, provenance, controls), real, scored, reference)
+def evaluation(reference: Reference, real: Sample) -> Evaluation:
+    return measured(real, reference, TEST, 0, "real images")
+
+
+def test_the_real_baseline_is_computed_once(reference: Reference, baseline: Score) -> None:
+    def never(what: str, _done: int, _total: int) -> None:
+        raise AssertionError(what)
+
+    assert real_baseline(reference, TEST, progress=never) is baseline
+    assert real_baseline(reference, TEST, 1).metrics["frechet_train"] != baseline.metrics["frechet_train"]
 
 
 def test_copies_cause_a_warning(evaluation: Evaluation, reference: Reference) -> None:

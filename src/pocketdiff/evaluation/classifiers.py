@@ -128,10 +128,7 @@ def training_length(n: int) -> int:
 
 
 def train_classifier(net: nn.Module, data: Images, seed: int) -> Iterator[int]:
-    """Trains a classifier in place, with random rotation, scale, shear and shift; leaves it in eval mode.
-
-    Yields the number of images seen, after each step.
-    """
+    """Trains a classifier in place, with jitter; yields the images seen after each step, and ends in eval mode."""
     n, length = len(data), training_length(len(data))
     optimizers = make_optimizers(net, 0.02, 3e-3)
     net.train()
@@ -209,13 +206,8 @@ def find_or_train_classifiers(data: Dataset, cache: Path | None = None, progress
         >>> classifiers.features.name, classifiers.reader.accuracy
         ('features-7852666c', 0.996)
 
-    Args:
-        data: The data set.
-        cache: A folder with classifiers. New ones are saved there.
-        progress: Called while a classifier is trained, which takes minutes.
-
-    Raises:
-        EvaluationError: If the data set has fewer than `MIN_IMAGES` training images.
+    New ones are saved in the folder ``cache``; to train one takes minutes. Raises EvaluationError if the data set has
+    fewer than `MIN_IMAGES` training images.
     """
     if (n := len(data.train)) < MIN_IMAGES:
         raise EvaluationError(f"the data have {n:,} training images, but a score needs {MIN_IMAGES} or more; add some")

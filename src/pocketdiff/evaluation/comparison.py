@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,9 +22,9 @@ from pocketdiff.evaluation.distances import Estimate
 from pocketdiff.evaluation.pages import Picture, image_grid, render
 from pocketdiff.evaluation.records import ComparisonFile, Difference, Provenance, RunRecord, ScoreFile, printable
 from pocketdiff.evaluation.reference import Reference, prefixed
-from pocketdiff.evaluation.report import provenance_of, score_file
+from pocketdiff.evaluation.report import measured
 from pocketdiff.evaluation.sample import Sample, check_request, own_data
-from pocketdiff.evaluation.score import K, all_metrics, real_baseline, score
+from pocketdiff.evaluation.score import K, all_metrics
 from pocketdiff.folder import RunFolder, short_name
 from pocketdiff.model import ImageModel
 from pocketdiff.progress import Progress, silent
@@ -85,11 +84,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of models that were made alike.
-
-    Raises:
-        EvaluationError: If they were not, with the first two that differ, and how.
-    """
+    """Scores of models. Raises EvaluationError if they were not made alike."""
 
     entries: Sequence[Entry]
     real: Picture | None = None
@@ -226,17 +221,12 @@ def compare(
     conditions[first] |= {"feature network": nets.features.sha256, "label network": nets.reader.sha256}
     check_alike(conditions)
     reference = Reference.of(data, nets, progress=progress)
-    real = real_baseline(reference, n, seed, progress)
     for name, model in models.items():
-        began, report = time.perf_counter(), partial(prefixed, progress, f"{name}: ")
-        sample, drawing = Sample.of(model, reference, n, seed, report)
-        scored = score(sample, reference, seed, progress=report)
-        provenance = provenance_of(str(paths.get(name, name)), reference, n, seed, drawing, began)
-        folder = RunFolder(paths[name]) if name in paths else None
-        entries[name] = Entry(
-            name, score_file(scored, real, provenance, {}), _summary(folder) if folder else None,
-            model.num_parameters, image_grid(sample, data.info, 1), _pictures(folder, model) if folder else {},
-        )  # fmt: skip
+        report, folder = partial(prefixed, progress, f"{name}: "), RunFolder(paths.get(name, ""))
+        found = measured(model, reference, n, seed, str(paths.get(name, name)), progress=report)
+        training, pictures = (_summary(folder), _pictures(folder, model)) if name in paths else (None, {})
+        grid = image_grid(found.sample, data.info, 1)
+        entries[name] = Entry(name, found.record, training, model.num_parameters, grid, pictures)
     shown = image_grid(Sample(data.test.pixels, data.test.labels), data.info, 1)
     return Comparison([entries[name] for name in named], shown)
 
@@ -278,11 +268,7 @@ def _conditions(provenance: Provenance) -> dict[str, object]:
 
 
 def check_alike(conditions: Mapping[str, Mapping[str, object]]) -> None:
-    """Checks that scores are comparable.
-
-    Raises:
-        EvaluationError: If they are not, with the first two that differ, and how.
-    """
+    """Raises EvaluationError if scores are not comparable, with the first two that differ, and how."""
     for (one, mine), (other, theirs) in pairwise(conditions.items()):
         for fact in mine:
             if mine[fact] != theirs.get(fact, mine[fact]):

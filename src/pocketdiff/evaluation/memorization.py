@@ -47,9 +47,6 @@ class NearestImages:
     is a lower bound of the distance between images at any shift (Parseval). The 200 images with the smallest bounds are
     compared pixel by pixel. A copy, shifted or not, has bound 0, so it is found unless more than 200 training images
     are shifts of each other. For 99.5% of MNIST's test digits the true nearest image is among the 200.
-
-    Args:
-        images: The training images.
     """
 
     def __init__(self, images: UInt8[Tensor, "n c h w"]) -> None:

@@ -96,7 +96,7 @@ class Provenance(Frozen):
     baseline_images: Count
     """Test images behind the real baseline."""
     seconds: Amount
-    """Time for everything."""
+    """Time for drawing and scoring."""
     hardware: Hardware
     versions: Versions
 

@@ -1,9 +1,9 @@
 """The reference of a score: features of a data set, and the distances between its test and training splits."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -71,15 +71,16 @@ class Reference:
     """None if there are fewer than `MIN_IMAGES` test images."""
     memory: Memory | None
     """None if it was not requested, or if there are fewer than `MIN_IMAGES` test images."""
+    baselines: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
+    """Scores of `real_baseline`, which are computed once for each number of images and seed."""
 
     @classmethod
     def of(
         cls, data: Dataset, classifiers: Classifiers, memorization: bool = True, progress: Progress = silent
     ) -> "Reference":
-        """The reference of a data set. With ``memorization`` it finds each test image's nearest training image.
+        """The reference of a data set; with ``memorization`` it finds each test image's nearest training image.
 
-        Raises:
-            EvaluationError: If there are fewer than `MIN_IMAGES` training images, or all of them are equal.
+        Raises EvaluationError if there are fewer than `MIN_IMAGES` training images, or all of them are equal.
         """
         net = classifiers.features.net
         train, test = (

@@ -18,22 +18,12 @@ from torch import Tensor
 from pocketdiff import plots
 from pocketdiff.data import DataInfo, Dataset
 from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation import records
 from pocketdiff.evaluation.classifiers import Classifiers, find_or_train_classifiers
 from pocketdiff.evaluation.distances import share_estimate
 from pocketdiff.evaluation.memorization import QUANTILE
 from pocketdiff.evaluation.pages import Picture, aligned, image_grid, picture, render
-from pocketdiff.evaluation.records import (
-    Drawing,
-    Network,
-    Provenance,
-    ScoreFile,
-    SweepFile,
-    TrialRecord,
-    Values,
-    metered,
-    printable,
-    values_of,
-)
+from pocketdiff.evaluation.records import Provenance, ScoreFile, SweepFile, TrialRecord, metered, printable, values_of
 from pocketdiff.evaluation.reference import Reference, prefixed
 from pocketdiff.evaluation.sample import Sample, check_request, control_samples
 from pocketdiff.evaluation.score import MAIN, METRICS, K, Score, all_metrics, real_baseline, score
@@ -158,22 +148,33 @@ def evaluate(
     Raises:
         EvaluationError: If no sound score is possible.
     """
-    began = time.perf_counter()
     check_request(target, data, n, seed, name, cas)
     nets = classifiers or find_or_train_classifiers(data, cache, progress)
     reference = Reference.of(data, nets, progress=progress)
-    sample, drawing = Sample.of(target, reference, n, seed, progress)
-    scored = score(sample, reference, seed, cas=cas, progress=progress)
-    real = real_baseline(reference, len(sample), seed, progress)
-    others = {}
-    for control, images in control_samples(reference, len(sample), seed).items() if controls and real else ():
-        others[control] = values_of(score(images, reference, seed, progress=progress).metrics)
-    target_name = name or ("images" if drawing is None else "model")
-    provenance = provenance_of(target_name, reference, len(sample), seed, drawing, began)
-    result = Evaluation(score_file(scored, real, provenance, others), sample, scored, reference)
+    result = measured(target, reference, n, seed, name or "images", controls, cas, progress)
     if warning := result.warning():
         log.warning("%s", warning)
     return result
+
+
+def measured(
+    target: ImageModel | Sample, reference: Reference, n: int, seed: int, name: str,
+    controls: bool = False, cas: bool = False, progress: Progress = silent,
+) -> Evaluation:  # fmt: skip
+    """What `evaluate` returns, given the reference."""
+    began = time.perf_counter()
+    sample, drawing = Sample.of(target, reference, n, seed, progress)
+    scored = score(sample, reference, seed, cas=cas, progress=progress)
+    real, values = real_baseline(reference, len(sample), seed, progress), {}
+    for control, images in control_samples(reference, len(sample), seed).items() if controls and real else ():
+        values[control] = values_of(score(images, reference, seed, progress=progress).metrics)
+    classes = {} if real is None else {key: {"real_baseline": row.metrics} for key, row in real.classes.items()}
+    record = ScoreFile(
+        **metered(scored.metrics), real_baseline=values_of(real.metrics) if real else {}, controls=values,
+        per_class={key: row.model_copy(update=classes.get(key)) for key, row in scored.classes.items()},
+        provenance=_provenance(name, reference, len(sample), seed, drawing, began),
+    )  # fmt: skip
+    return Evaluation(record, sample, scored, reference)
 
 
 @dataclass(frozen=True)
@@ -267,35 +268,22 @@ def sweep(
         shown = (f"{METRICS[key].name} {METRICS[key].text(trials[-1].metrics[key])}" for key in MAIN[:2])
         log.info("%s: %s", model.how(), ", ".join(shown))
     real = real_baseline(reference, n, seed, progress)
-    provenance = provenance_of(name or "model", reference, n, seed, None, began)
+    provenance = _provenance(name or "model", reference, n, seed, None, began)
     record = SweepFile(trials=trials, real_baseline=values_of(real.metrics) if real else {}, provenance=provenance)
     return Sweep(record, images, data.info)
 
 
-def score_file(scored: Score, real: Score | None, provenance: Provenance, controls: dict[str, Values]) -> ScoreFile:
-    """A score as a record."""
-    per_class = {}
-    for name, row in scored.classes.items():
-        own = {} if real is None or name not in real.classes else real.classes[name].metrics
-        per_class[name] = row.model_copy(update={"real_baseline": own})
-    return ScoreFile(
-        **metered(scored.metrics), real_baseline=values_of(real.metrics) if real else {}, controls=controls,
-        per_class=per_class, provenance=provenance,
-    )  # fmt: skip
-
-
-def provenance_of(
-    target: str, reference: Reference, n: int, seed: int, drawing: Drawing | None, began: float
+def _provenance(
+    target: str, reference: Reference, n: int, seed: int, drawing: records.Drawing | None, began: float
 ) -> Provenance:
-    """The provenance of a score whose work began at ``began`` on the clock `time.perf_counter`."""
-    info, nets = reference.data.info, reference.classifiers
-    features, reader = (Network(name=net.name, sha256=net.sha256, accuracy=net.accuracy) for net in nets)
+    info = reference.data.info
+    networks = [records.Network(name=c.name, sha256=c.sha256, accuracy=c.accuracy) for c in reference.classifiers]
     return Provenance(
         target=printable(target), n=n, seed=seed, drawing=drawing, data=printable(reference.data.source),
         data_sha256=info.sha256, train_images=info.train_images, test_images=info.test_images,
-        feature_network=features, label_network=reader, k=K, compared_with=len(reference.train_part(n)),
-        baseline_images=len(reference.test_part(n)), seconds=time.perf_counter() - began,
-        hardware=hardware(), versions=versions(),
+        feature_network=networks[0], label_network=networks[1], k=K,
+        compared_with=len(reference.train_part(n)), baseline_images=len(reference.test_part(n)),
+        seconds=time.perf_counter() - began, hardware=hardware(), versions=versions(),
     )  # fmt: skip
 
 

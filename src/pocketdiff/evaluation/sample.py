@@ -71,11 +71,8 @@ class Sample:
 def check_request(
     target: ImageModel | Sample, data: Dataset, n: int, seed: int, name: str = "", cas: bool = False
 ) -> None:
-    """Checks, before any work, that a target can be scored.
-
-    Raises:
-        EvaluationError: If n or the seed is out of range, the images cannot be scored (`check_sample`), the model was
-            trained on other data, or the classification accuracy score is requested without labels.
+    """Raises EvaluationError, before any work, if n or the seed is out of range, the images cannot be scored, the model
+    was trained on other data, or the classification accuracy score is requested without labels.
     """
     if n < MIN_IMAGES:
         raise EvaluationError(f"n = {n}: a score needs {MIN_IMAGES} images or more")
@@ -93,11 +90,8 @@ def check_request(
 
 
 def check_sample(sample: Sample, info: DataInfo) -> None:
-    """Checks that images can be scored.
-
-    Raises:
-        EvaluationError: If there are fewer than `MIN_IMAGES`, all are equal, their shape is not that of the data, or a
-            label is not a class index.
+    """Raises EvaluationError if there are fewer than `MIN_IMAGES` images, all are equal, their shape is not that of the
+    data, or a label is not a class index.
     """
     shape, wanted, k = tuple(sample.pixels.shape[1:]), (info.channels, info.height, info.width), len(info.classes)
     if shape != wanted:
@@ -112,11 +106,7 @@ def check_sample(sample: Sample, info: DataInfo) -> None:
 
 
 def own_data(model: ImageModel) -> Dataset:
-    """The data set that a model was trained on, as its config names it.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
+    """The data set that a model's config names. Raises DataError if it cannot be read."""
     try:
         return load_data(model.config.data, model.config.size, model.config.seed)
     except DataError as error:

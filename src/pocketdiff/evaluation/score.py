@@ -162,10 +162,8 @@ def score(
     """Scores images against a data set. The order of the images does not matter; the seed is that of the bootstrap.
 
     If the reference has a memory, the search for the nearest training images takes longer than everything else. With
-    ``cas`` it also computes the classification accuracy score, which trains two classifiers.
-
-    Raises:
-        EvaluationError: As `check_sample`, or if a metric gives no valid estimate.
+    ``cas`` it also computes the classification accuracy score, which trains two classifiers. Raises EvaluationError as
+    `check_sample`, or if a metric gives no valid estimate.
     """
     check_sample(sample, reference.data.info)
     m = Measurements(sample, reference, seed, progress)
@@ -180,15 +178,15 @@ def real_baseline(reference: Reference, n: int, seed: int = 0, progress: Progres
     Its distance to the test split is that of as many training images. None if there are fewer than `MIN_IMAGES` test
     images.
     """
-    if reference.test is None:
-        return None
+    if reference.test is None or (n, seed) in reference.baselines:
+        return reference.baselines.get((n, seed))
     part, test = reference.test_part(n), reference.data.test
     m = Measurements(Sample(test.pixels[part], test.labels[part]), reference, seed, progress)
     m.compared_with_test = m.real
     if (memory := reference.memory) is not None:
         m.nearest = memory.pixels.test.at(part[m.order])
         m.nearest_features = memory.features.test.at(part[m.order])
-    return _scored(m)
+    return reference.baselines.setdefault((n, seed), _scored(m))
 
 
 def _scored(m: Measurements) -> Score:
@@ -206,11 +204,8 @@ def _scored(m: Measurements) -> Score:
 def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, progress: Progress = silent) -> Metrics:
     """Trains a reader on the images and another on as many training images; tests both on the real test split.
 
-    Returns both test accuracies, as ``cas`` and ``cas_real``. Source: the classification accuracy score of Ravuri and
-    Vinyals 2019.
-
-    Raises:
-        EvaluationError: If the images have no labels.
+    Returns both test accuracies, as ``cas`` and ``cas_real``. Raises EvaluationError if the images have no labels.
+    Source: the classification accuracy score of Ravuri and Vinyals 2019.
     """
     if sample.labels is None:
         raise EvaluationError("without labels no classifier can learn from the images; use images with labels")
