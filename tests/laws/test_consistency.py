@@ -221,8 +221,8 @@ def test_the_fraction_at_the_highest_level_is_as_chosen(
         Consistency().backward(new_state(config, tiny_data), first_batch(config, tiny_data), config)
     clipped = 0.5 * math.erfc((math.log(top) - 0.4) / 1.4 / 2**0.5)  # levels of the log-normal above the highest
     expected = highest + (1 - highest) * clipped
-    assert (levels[0] == top).double().mean().item() == pytest.approx(expected, abs=0.035)
-    assert levels[0].max() <= top
+    assert (levels[0] > top - 1e-6).double().mean().item() == pytest.approx(expected, abs=0.035)
+    assert levels[0].max() < top + 1e-6
 
 
 # Training
