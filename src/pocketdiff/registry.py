@@ -5,6 +5,7 @@ package declares it as an entry point of the registry's group. Model files recor
 cause an import by themselves.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,13 @@ class Registry(dict[str, Entry]):
         """The names of all entries, those of installed packages included."""
         return list(dict.fromkeys([*self, *_installed(self.group)]))
 
+    def usable(self) -> dict[str, Entry]:
+        """All entries by name, without those that cannot be imported; `find` says why."""
+        for name in self.names():
+            with contextlib.suppress(PluginError):
+                self.find(name)
+        return dict(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Named:
@@ -83,7 +91,7 @@ class OneOf:
 
     def kinds(self) -> dict[str, type[Frozen]]:
         """The config class of each kind."""
-        return {name: self._config(name) for name in self.registry.names()}
+        return {name: self._config(name) for name in self.registry.usable()}
 
     def _config(self, kind: object) -> type[Frozen]:
         entry = self.registry.find(kind)

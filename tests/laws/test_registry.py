@@ -374,6 +374,13 @@ def test_a_broken_plug_in_is_one_sentence_and_only_if_it_is_named(noun: str, ins
     pd.DiffusionConfig.model_validate(SMALL)
 
 
+def test_presets_and_kinds_leave_out_a_broken_plug_in(installed: None) -> None:
+    """Its name is still listed, and naming it says what is wrong."""
+    assert "quick" in pd.PRESETS
+    assert OneOf(pd.NETS).kinds().keys() == {"unet", "context_unet", "mine"}
+    assert "broken" in pd.NETS.names()
+
+
 def test_a_broken_plug_in_in_a_config_is_a_plugin_error(installed: None) -> None:
     with pytest.raises(PluginError, match="the sampler 'broken' cannot be imported"):
         pd.SamplingConfig(sampler="broken")

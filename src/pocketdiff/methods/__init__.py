@@ -29,8 +29,7 @@ class _Presets(Mapping[str, MethodConfig]):
 
     @staticmethod
     def _all() -> dict[str, MethodConfig]:
-        methods = [METHODS.find(name) for name in METHODS.names()]
-        return {name: preset for method in methods for name, preset in method.presets.items()}
+        return {name: preset for method in METHODS.usable().values() for name, preset in method.presets.items()}
 
 
 PRESETS: Mapping[str, MethodConfig] = _Presets()
