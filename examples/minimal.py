@@ -1,4 +1,4 @@
-"""A whole class-conditional diffusion model: trains on MNIST for about a minute, then draws the digits 0 to 9.
+"""A whole class-conditional diffusion model: trains on MNIST for a minute or two, then draws the digits 0 to 9.
 
     python examples/minimal.py [--images 20000] [--out minimal.png]
 
