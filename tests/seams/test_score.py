@@ -114,14 +114,13 @@ def test_controls_score_worse(reference: Reference, baseline: Score) -> None:
 
 def test_more_noise_scores_worse(reference: Reference, real: Sample) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).normal(size=tuple(real.pixels.shape))).float()
-    rows = []
+    noisy = []
     for strength in (0, 5, 10, 20, 40, 80):
         pixels = (real.pixels + strength * noise).clamp(0, 255).to(torch.uint8)
-        rows.append(score(Sample(pixels, real.labels), quick(reference)).metrics)
-    distances = [row["frechet_train"].value for row in rows]
-    assert all(worse > better for better, worse in pairwise(distances))
-    kernels = [row["kernel_train"].value for row in rows]
-    assert all(worse > better for better, worse in pairwise(kernels))
+        noisy.append(Measurements(Sample(pixels, real.labels), reference))
+    for key in ("frechet_train", "kernel_train"):
+        values = [METRICS[key].compute(measurements).value for measurements in noisy]
+        assert all(worse > better for better, worse in pairwise(values)), key
 
 
 def test_planted_copies_are_found(reference: Reference, real: Sample, scored: Score) -> None:
@@ -162,8 +161,9 @@ def test_few_test_images_give_no_false_alarm(reference: Reference, evaluation: E
         held = Images(test.pixels[start : start + 150], test.labels[start : start + 150])
         small = Reference.of(replace(reference.data, test=held), reference.classifiers)
         sample = Sample(test.pixels[1000:], test.labels[1000:])
-        fewer = replace(evaluation, sample=sample, reference=small, score=score(sample, small))
-        assert fewer.warning() is None, start
+        share = METRICS["memorized_share"].compute(Measurements(sample, small))
+        few_images = replace(evaluation.score, metrics=evaluation.score.metrics | {"memorized_share": share})
+        assert replace(evaluation, sample=sample, reference=small, score=few_images).warning() is None, start
 
 
 def test_training_images_count_as_copies(reference: Reference) -> None:
