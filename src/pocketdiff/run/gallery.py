@@ -2,10 +2,9 @@
 
 import logging
 import math
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pocketdiff import pictures
 from pocketdiff.data import Images
@@ -32,42 +31,29 @@ class Due(NamedTuple):
 
 
 class Gallery:
-    """Draws the model as it is. Existing files are kept: they show the same weights.
-
-    Args:
-        folder: The run's folder.
-        model: The model in training.
-        real: The training split.
-    """
+    """Draws a run's model as it is, above real training images. Existing files are kept: they show the same weights."""
 
     def __init__(self, folder: RunFolder, model: ImageModel, real: Images) -> None:
-        self.folder, self.model, self.real = folder, model, real
-        self.views = model.views()
-        config = model.config
-        self.length = config.length(len(real))
+        self.folder, self.model, self.real, self.views = folder, model, real, model.views()
+        self.length = model.config.length(len(real))
         epochs = self.length / len(real)
-        self.pictures_every = config.pictures_every or math.ceil(epochs / 4)
-        watched = [view for view in self.views if view.slow]
-        self.gifs_every = (watched[0].gifs_every or math.ceil(epochs)) if watched else None
+        self.pictures_every = model.config.pictures_every or math.ceil(epochs / 4)
+        self.gifs_every = max((view.gifs_every or 0 for view in self.views), default=0) or math.ceil(epochs)
         self.columns = min(len(model.classes), SHOWN)
         self.classes = list(range(self.columns)) * ROWS
         self.labels = self.classes if model.conditional else [model.null] * len(self.classes)
 
     def due(self, before: int, after: int) -> Due | None:
         """The pictures to draw after a step, given the images seen before and after it."""
-        n = len(self.real)
+        start, end = (seen // len(self.real) for seen in (before, after))
         if after == self.length:
-            return Due((after - 1) // n, grids=True, gifs=self.gifs_every is not None)
-        epochs = before // n, after // n
-        due = Due(epochs[1] - 1, _due(epochs, self.pictures_every), _due(epochs, self.gifs_every))
-        return due if due.grids or due.gifs else None
+            return Due((after - 1) // len(self.real), grids=True, gifs=True)
+        # Whether one of the epochs 0, every, 2 * every, ... has ended.
+        grids, gifs = (-(-start // every) < -(-end // every) for every in (self.pictures_every, self.gifs_every))
+        return Due(end - 1, grids, gifs) if grids or gifs else None
 
     def draw(self, due: Due, progress: Progress) -> list[Path]:
-        """Draws and writes the pictures of every view that do not exist yet.
-
-        Returns:
-            The paths of all pictures that were due.
-        """
+        """Draws the pictures of every view that do not exist yet; returns the paths of all that were due."""
         self.folder.pictures.mkdir(exist_ok=True)
         ink = self.model.info.ink
         below = pictures.tile(self.real.first_of_each(self.classes), self.columns, ink, ZOOM)
@@ -75,7 +61,7 @@ class Gallery:
         for view in self.views:
             what = f"drawing epoch {due.epoch}" + (f", {view.caption}" if view.caption else "")
             grid, gif = self.folder.image(due.epoch, view.suffix), self.folder.gif(due.epoch, view.suffix)
-            images: pictures.Pixels | None = None
+            images: Any = None
             if due.gifs and view.slow is not None and not gif.exists():
                 shown = []
                 for frame, steps in self._frames(view.slow, what, progress):
@@ -85,7 +71,8 @@ class Gallery:
                 images = frame.pixels if view.slow is view.still else None
             if due.grids and not grid.exists():
                 if images is None:
-                    images = self._images(view.still, what, progress)
+                    for frame, _ in self._frames(view.still, what, progress):
+                        images = frame.pixels
                 if fault := pictures.health(images):
                     _log.warning(fault)
                 above = pictures.tile(images, self.columns, ink, ZOOM)
@@ -93,23 +80,14 @@ class Gallery:
             paths += [grid] * due.grids + [gif] * (due.gifs and view.slow is not None)
         return paths
 
-    def _images(self, model: ImageModel, what: str, progress: Progress) -> pictures.Pixels:
+    def _frames(self, model: ImageModel, what: str, progress: Progress) -> Iterator[tuple[Frame, int]]:
+        """The denoising, or the images alone if there is none; each state with the number of steps."""
         if model.sampling is None:
             progress(what, 0, 1)
-            return model(self.labels)
-        ((frame, _),) = deque(self._frames(model, what, progress), maxlen=1)
-        return frame.pixels
-
-    def _frames(self, model: ImageModel, what: str, progress: Progress) -> Iterator[tuple[Frame, int]]:
-        """The denoising, each state with the number of steps."""
+            yield Frame(0, model(self.labels)), 1
+            return
         steps = None
         for frame in model.frames(self.labels):
             steps = frame.steps_left if steps is None else steps
             progress(what, steps - frame.steps_left, steps)
             yield frame, steps
-
-
-def _due(epochs: tuple[int, int], every: int | None) -> bool:
-    """Whether one of the epochs 0, every, 2 * every, ... ended between two counts of finished epochs."""
-    before, after = epochs
-    return every is not None and -(-before // every) < -(-after // every)

@@ -21,17 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 class Scoring:
-    """Scores a model at regular intervals, always on images of the same labels and seeds.
+    """Scores a model in training at regular intervals, always on images of the same labels and seeds.
 
-    Args:
-        data: The data that it trains on.
-        model: The model in training.
-        log: Where the scores go. A step that has a score there is not scored again.
-        cache: Where classifiers of other data than MNIST are kept; None: they are not kept.
-        progress: Called while the classifiers and the real images are prepared.
-
-    Raises:
-        EvaluationError: If the run asks for scores of too few images, or the data have too few.
+    A step that has a score in ``log`` is not scored again. Classifiers of other data than MNIST are kept in ``cache``.
     """
 
     def __init__(self, data: Dataset, model: ImageModel, log: MetricsLog, cache: Path | None, progress: Progress):
@@ -40,9 +32,8 @@ class Scoring:
         self.length = model.config.length(len(data.train))
         if self.every is None:
             return
-        self.reference = Reference.of(
-            data, find_or_train_classifiers(data, cache, progress), memorization=False, progress=progress
-        )
+        classifiers = find_or_train_classifiers(data, cache, progress)
+        self.reference = Reference.of(data, classifiers, memorization=False, progress=progress)
         real = real_baseline(self.reference, self.n, progress=progress)
         self.real_baseline = {} if real is None else _values(real)
 
@@ -65,7 +56,7 @@ class Scoring:
             _log.warning("no score at %s images: %s", f"{seen:,}", error)
             figures = {"fault": str(error)}
         evaluation = {"n": self.n, **figures}
-        self.log.add_score({"step": step, "seen": seen, "evaluation": evaluation, "real_baseline": self.real_baseline})
+        self.log.write({"step": step, "seen": seen, "evaluation": evaluation, "real_baseline": self.real_baseline})
 
     def plot(self, folder: RunFolder) -> list[Path]:
         """Plots the scores over the images seen; the plot's path, if there are scores."""
@@ -73,21 +64,15 @@ class Scoring:
         if not lines:
             return []
         points = {name: [(line["seen"], line["evaluation"].get(name)) for line in lines] for name in MAIN}
-        known = {name: some for name, some in points.items() if all(value is not None for _, value in some)}
-        panels = [(METRICS[name].name, {"": some}) for name, some in known.items()]
+        panels = [(METRICS[name].name, {"": some}) for name, some in points.items() if None not in dict(some).values()]
         marks = {METRICS[name].name: value for name, value in self.real_baseline.items() if name in MAIN}
         write_file(folder.scores_plot, plots.png(plots.lines(panels, "images seen", marks)))
         return [folder.scores_plot]
 
 
 def check_scoring(config: MethodConfig, data: Dataset) -> None:
-    """Checks before a run that it can be scored as its config says.
-
-    Raises:
-        EvaluationError: If a score would have too few images.
-    """
-    n = min(config.evaluate_images, len(data.train))
-    if config.evaluate_every is not None and n < MIN_IMAGES:
+    """Raises EvaluationError, before a run, if its scores would have too few images."""
+    if config.evaluate_every is not None and min(config.evaluate_images, len(data.train)) < MIN_IMAGES:
         raise EvaluationError(
             f"evaluate_images is {config.evaluate_images:,} and the data have {len(data.train):,} training images; a "
             f"score needs {MIN_IMAGES} or more of both"
