@@ -1,18 +1,17 @@
 """A run: claims its folder, trains or continues, logs, draws, scores, saves."""
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import filelock
 import torch
 
 from pocketdiff import checkpoint
-from pocketdiff.checkpoint import Checkpoint, RunConfig
+from pocketdiff.checkpoint import RunConfig
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import RunError
@@ -47,8 +46,7 @@ class Run:
         data: The data set. Its source is recorded in the config.
         folder: Where everything goes: config, log, pictures, checkpoints, model file, summary.
         device: Where to train.
-        resume: ``auto``: continue an unfinished run; ``never``: refuse a folder that holds one; or the path of the
-            checkpoint to continue from.
+        resume: ``auto``, to continue an unfinished run; ``never``, to refuse its folder; or the path of a checkpoint.
         cache: Where classifiers of other data than MNIST are kept, for scores during training; None: nowhere.
         progress: Called while pictures are drawn and scores are made. It may raise: the loop then ends safely.
 
@@ -60,19 +58,12 @@ class Run:
     """
 
     def __init__(
-        self,
-        config: MethodConfig,
-        data: Dataset,
-        folder: Path | str,
-        *,
-        device: torch.device | str = "cpu",
-        resume: str = "auto",
-        cache: Path | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        self.folder, self.data, self.progress = RunFolder(folder), data, progress
-        self.device = torch.device(device)
+        self, config: MethodConfig, data: Dataset, folder: Path | str, *, device: torch.device | str = "cpu",
+        resume: str = "auto", cache: Path | None = None, progress: Progress = silent,
+    ) -> None:  # fmt: skip
+        self.folder, self.data, self.device, self.progress = RunFolder(folder), data, torch.device(device), progress
         self._method, self._resume, self._cache = METHODS.find(config.kind), resume, cache
+        self._load = partial(checkpoint.load, device=self.device)
         self.config: MethodConfig = self._method.complete(config.model_copy(update={"data": data.source}), self._load)
         """The config, with what it takes from the data and from a teacher."""
         check_scoring(self.config, data)
@@ -96,10 +87,9 @@ class Run:
         self._log = MetricsLog(self.folder, self.config.log_every)
         self._gallery = Gallery(self.folder, self.model, data.train)
         self._pictures: list[Path] = []
-        self._other_before, self._trained_before, self._began = 0.0, 0.0, time.perf_counter()
-        self._in_step = False
+        self._began, self._seconds_before, self._in_step = time.perf_counter(), 0.0, False
         if self.finished:
-            self.model = self._load(str(self.folder))
+            self.model = self._load(self.folder.path)
         else:
             self._restore()
 
@@ -126,7 +116,7 @@ class Run:
         """
         with self._locked():
             if self.finished:
-                self.model = self._load(str(self.folder))  # Perhaps another process finished the run.
+                self.model = self._load(self.folder.path)  # Perhaps another process finished the run.
                 return
             if self._in_step or self.folder.saved_checkpoints() != self._known:
                 self._restore()  # This object was interrupted inside a step, or another process went further.
@@ -193,27 +183,21 @@ class Run:
             versions=versions(),
             commit=commit(),
         )
-        write_file(self.folder.summary, json.dumps(summary.model_dump(mode="json"), indent=2) + "\n")
+        write_file(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         self.written += [self.folder.summary, self.folder.model]
 
     @property
     def other_seconds(self) -> float:
         """Time for everything else so far, over all sessions: pictures, scores, checkpoints, start."""
-        session = time.perf_counter() - self._began
-        return self._other_before + session - (self.training_seconds - self._trained_before)
+        return self._seconds_before + time.perf_counter() - self._began - self.training_seconds
 
     def _save(self) -> None:
-        self.saved = checkpoint.save_checkpoint(
-            self.folder, self.state, self.run_config, self.training_seconds, self.other_seconds
-        )
+        times = self.training_seconds, self.other_seconds
+        self.saved = checkpoint.save_checkpoint(self.folder, self.state, self.run_config, *times)
         self._known = self.folder.saved_checkpoints()
 
     def _claim(self) -> None:
-        """Makes the folder this run's.
-
-        Raises:
-            RunError: If it belongs to something else.
-        """
+        """Makes the folder this run's; raises RunError if it belongs to something else."""
         found = checkpoint.read_run_config(self.folder)
         if found is None:
             own = {self.folder.lock, *self.folder.path.glob(".config.json.*.tmp")}
@@ -230,7 +214,7 @@ class Run:
 
     def _restore(self) -> None:
         """Goes to the newest valid checkpoint, or to the given one; to the start if there is none."""
-        found: Checkpoint | None = None
+        found = None
         if self._resume not in {"auto", "never"}:
             found, self._resume = checkpoint.read_checkpoint(Path(self._resume)), "auto"
         elif newest := checkpoint.newest_checkpoint(self.folder):
@@ -241,41 +225,32 @@ class Run:
             checkpoint.restore_checkpoint(found, self.state, self.run_config)
             self.resumed_from = self.saved = found.path
             self.training_seconds = found.position.training_seconds
-            self._other_before = found.position.other_seconds
+            self._seconds_before = self.training_seconds + found.position.other_seconds
         elif self._in_step:
             start = self._method.new_state(self.config, self.data.info, self.device, self._load)
             for name, module in self.state.modules.items():
                 module.load_state_dict(start.modules[name].state_dict())
             for optimizer in self.state.optimizers:
                 optimizer.state.clear()
-            self.state.step = self.state.seen = 0
-        self._trained_before, self._in_step = self.training_seconds, False
+            self.state.step, self.state.seen, self.training_seconds = 0, 0, 0.0
+        self._in_step = False
         self._known = self.folder.saved_checkpoints()
         self._log.resume(self.state.step, self.state.seen, self.training_seconds)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds the folder; the lock ends with the process, however it ends.
-
-        Raises:
-            RunError: If another loop or process holds it, or the folder cannot be made.
-        """
+        """Holds the folder, or raises RunError; the lock ends with the process, however it ends."""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.folder.lock)
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise RunError(
-                f"{self.folder}: another process is training there; wait for it, or use another --out folder"
-            ) from error
-        except FileExistsError as error:
-            raise RunError(f"{self.folder}: is a file; use another --out folder") from error
+            fault = "another process is training there; wait for it"
+            raise RunError(f"{self.folder}: {fault}, or use another --out folder") from error
         except OSError as error:
-            raise RunError(f"{self.folder}: cannot be used ({error.strerror}); use another --out folder") from error
+            fault = "is a file" if isinstance(error, FileExistsError) else f"cannot be used ({error.strerror})"
+            raise RunError(f"{self.folder}: {fault}; use another --out folder") from error
         try:
             yield
         finally:
             lock.release()
-
-    def _load(self, path: str) -> Any:
-        return checkpoint.load(path, self.device)
