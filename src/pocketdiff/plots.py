@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _WIDE = 10.0
 """An axis is logarithmic if its largest value is more than this many times the smallest."""
+_DASHED: dict[str, Any] = {"color": "grey", "linewidth": 1, "linestyle": "--"}
 Points = Sequence[tuple[int | float, float]]
 
 
@@ -37,53 +38,38 @@ def lines(
     """Curves in panels side by side, with one legend.
 
     Args:
-        panels: The title of each panel and its curves by name, each as points (x, y).
+        panels: The title of each panel and its curves by name.
         across: Label of the x axis.
         marks: The y of a dashed line, by the title of its panel.
     """
-    figure, axes = _panels(len(panels))
+    figure, axes = _panels([title for title, _ in panels], across)
     for axis, (title, curves) in zip(axes, panels, strict=True):
         for name, points in curves.items():
-            x, y = zip(*sorted(points), strict=True)
-            axis.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, label=name)
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3.5, linewidth=1.4, label=name)
         if marks and title in marks:
-            axis.axhline(marks[title], color="grey", linewidth=1, linestyle="--", label="real images")
-        heights = [y for points in curves.values() for _, y in points]
-        if 0 < _WIDE * min(heights) < max(heights):
+            axis.axhline(marks[title], **_DASHED, label="real images")
+        if _is_wide([y for points in curves.values() for _, y in points]):
             axis.set_yscale("log")
-        axis.set_xlabel(across)
-        axis.set_title(title, fontsize="medium")
     if len(axes[0].lines) > 1:
         axes[0].legend(fontsize="small", frameon=False)
     return figure
 
 
 def shares_below(curves: Mapping[str, Points], across: str, mark: float) -> "Figure":
-    """Cumulative distributions on a logarithmic y axis.
-
-    Args:
-        curves: By name, points (x, share of the values up to x).
-        across: Label of the x axis.
-        mark: The x of a dashed line.
-    """
-    figure, (axis,) = _panels(1)
+    """Cumulative distributions by name: points (x, share of the values up to x). ``mark`` is the x of a dashed line."""
+    figure, (axis,) = _panels(["share of the images"], across)
     for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), linewidth=1.4, label=name)
-    axis.axvline(mark, color="grey", linewidth=1, linestyle="--")
-    axis.set_xlabel(across)
-    axis.set_title("share of the images", fontsize="medium")
+    axis.axvline(mark, **_DASHED)
     axis.set_yscale("log")
     axis.legend(fontsize="small", frameon=False)
     return figure
 
 
 def pareto_front(
-    points: Mapping[str, tuple[float, float, float, float]],
-    best: Sequence[str],
-    across: str,
-    up: str,
+    points: Mapping[str, tuple[float, float, float, float]], best: Sequence[str], across: str, up: str,
     mark: float | None = None,
-) -> "Figure":
+) -> "Figure":  # fmt: skip
     """Named points with error bars, and a line through the Pareto front.
 
     Args:
@@ -93,36 +79,33 @@ def pareto_front(
         up: Title: the y axis.
         mark: The y of a dashed line.
     """
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = _panels([up], across)
     for number, (name, (x, y, low, high)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
         axis.errorbar(x, y, [[y - low], [high - y]], marker="o", markersize=5, capsize=3, linestyle="none")
         beside = (6, -12 if number % 2 else 5)  # Alternately below and above, so that long names do not overlap.
         axis.annotate(name, (x, y), beside, textcoords="offset points", fontsize="small", parse_math=False)
-    x, y = zip(*(points[name][:2] for name in best), strict=True)
-    axis.plot(x, y, color="grey", linewidth=1, zorder=0)
+    axis.plot(*zip(*(points[name][:2] for name in best), strict=True), color="grey", linewidth=1, zorder=0)
     if mark is not None:
-        axis.axhline(mark, color="grey", linewidth=1, linestyle="--")
-    for name, places in (
-        ("x", [point[0] for point in points.values()]),
-        ("y", [height for point in points.values() for height in point[1::2]]),
-    ):
-        if 0 < _WIDE * min(places) < max(places):
-            axis.set(**{f"{name}scale": "log"})
-        else:
-            axis.set(**{f"{name}lim": (0, 1.3 * max(places) or 1.0)})
+        axis.axhline(mark, **_DASHED)
+    xs, ys = [point[0] for point in points.values()], [y for point in points.values() for y in point[1::2]]
+    for name, places in (("x", xs), ("y", ys)):
+        axis.set(**{f"{name}scale": "log"} if _is_wide(places) else {f"{name}lim": (0, 1.3 * max(places) or 1.0)})
         getattr(axis, f"{name}axis").set_major_formatter("{x:g}")
     axis.margins(x=0.3, y=0.15)
-    axis.set_xlabel(across)
-    axis.set_title(up, fontsize="medium")
     return figure
 
 
-def _panels(n: int) -> "tuple[Figure, Sequence[Axes]]":
+def _is_wide(places: Sequence[float]) -> bool:
+    return 0 < _WIDE * min(places) < max(places)
+
+
+def _panels(titles: Sequence[str], across: str) -> "tuple[Figure, Sequence[Axes]]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * n, 3.2), layout="constrained")
-    axes = [figure.add_subplot(1, n, i + 1) for i in range(n)]
+    figure = Figure(figsize=(4.2 * len(titles), 3.2), layout="constrained")
+    axes = [figure.add_subplot(1, len(titles), i + 1, title=title, xlabel=across) for i, title in enumerate(titles)]
     for axis in axes:
+        axis.title.set_fontsize("medium")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
