@@ -14,23 +14,12 @@ _GREYS = 17
 
 
 def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
-    """An image grid, row by row, on white.
-
-    Args:
-        images: Bytes; grey or RGB.
-        columns: Images in a row.
-        ink: Whether to invert light strokes on black into dark strokes on white.
-        zoom: Scale factor.
-    """
+    """A grid of grey or RGB images, row by row, on white; ``ink`` turns light strokes on black into dark ones on white."""
     n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    shown = 255 - images if ink else images
-    canvas = torch.full(
-        (channels, rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 255, dtype=torch.uint8
-    )
-    for index, image in enumerate(shown):
-        top = _GAP + index // columns * (height + _GAP)
-        left = _GAP + index % columns * (width + _GAP)
+    down, right = height + _GAP, width + _GAP
+    canvas = torch.full((channels, -(-n // columns) * down + _GAP, columns * right + _GAP), 255, dtype=torch.uint8)
+    for index, image in enumerate(255 - images if ink else images):
+        top, left = _GAP + index // columns * down, _GAP + index % columns * right
         canvas[:, top : top + height, left : left + width] = image
     picture = Image.fromarray(canvas.permute(1, 2, 0).squeeze(-1).numpy())
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
@@ -38,13 +27,11 @@ def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
 
 def over(upper: Image.Image, lower: Image.Image) -> Image.Image:
     """Two image grids of the same width, one above the other, with a line between them."""
-    line = 3 * _GAP
-    picture = Image.new(upper.mode, (upper.width, upper.height + line + lower.height), "white")
-    picture.paste(
-        128 if upper.mode == "L" else (128, 128, 128), (0, upper.height + _GAP, upper.width, upper.height + 2 * _GAP)
-    )
+    width, height = upper.size
+    picture = Image.new(upper.mode, (width, height + 3 * _GAP + lower.height), "white")
+    picture.paste("#808080", (0, height + _GAP, width, height + 2 * _GAP))
     picture.paste(upper, (0, 0))
-    picture.paste(lower, (0, upper.height + line))
+    picture.paste(lower, (0, height + 3 * _GAP))
     return picture
 
 
@@ -65,23 +52,15 @@ def gif(frames: list[Image.Image]) -> bytes:
 
 
 def is_frame(steps_left: int, steps: int, stride: int | None) -> bool:
-    """Whether a GIF shows a state.
-
-    Args:
-        steps_left: Steps from this state to the image.
-        steps: Steps in all.
-        stride: None: every state. Otherwise the states after the steps t = T..1 where t is T, a multiple of the
-            stride, or below 8, as in DDPM-MNIST.
+    """Whether a GIF shows the state with ``steps_left`` of ``steps`` steps: every state if ``stride`` is None, else the
+    states after the steps t = T..1 where t is T, a multiple of the stride, or below 8, as in DDPM-MNIST.
     """
     t = steps_left + 1
     return stride is None or (steps_left < steps and (t == steps or t % stride == 0 or t < 8))
 
 
 def health(images: Pixels) -> str | None:
-    """What is wrong with generated images, in a sentence; None if they look healthy. Blank images mean that training
-    failed.
-    """
+    """What is wrong with generated images, in a sentence; None if they are not blank."""
     spread = float(images.float().std())
-    if spread < 4:
-        return f"the generated images are blank (standard deviation {spread:.1f} of 255); training may have failed"
-    return None
+    fault = f"the generated images are blank (standard deviation {spread:.1f} of 255); training may have failed"
+    return fault if spread < 4 else None

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from pocketdiff.frozen import Frozen
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -10,10 +10,9 @@ from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation.distances import Estimate
 from pocketdiff.frozen import Frozen
 from pocketdiff.model import SamplingFacts
-from pocketdiff.records import Amount, Count, Hardware, Summary, Text, Versions
+from pocketdiff.records import Amount, Count, Hardware, Sha256, Summary, Text, Versions
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Interval = tuple[Finite, Finite]
 """A 95% confidence interval: low, high."""
 Values = dict[Text, Finite | None]
