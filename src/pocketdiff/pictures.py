@@ -14,7 +14,7 @@ _GREYS = 17
 
 
 def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
-    """A grid of grey or RGB images, row by row, on white; ``ink`` turns light strokes on black into dark ones on white."""
+    """A grid of grey or RGB images, row by row; ``ink`` turns light strokes on black into dark strokes on white."""
     n, channels, height, width = images.shape
     down, right = height + _GAP, width + _GAP
     canvas = torch.full((channels, -(-n // columns) * down + _GAP, columns * right + _GAP), 255, dtype=torch.uint8)

@@ -23,6 +23,7 @@ def _printable(text: str) -> str:
     return text
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, AfterValidator(_printable)]
 """One line that a terminal can show."""
 
