@@ -502,6 +502,7 @@ def test_without_an_average_the_weights_are_the_current_ones(tiny_data: Dataset)
             assert torch.equal(copied, own)
 
 
+@pytest.mark.slow
 def test_a_trained_gan_draws_the_requested_classes(tiny_data: Dataset) -> None:
     config = PRESETS["gan-conditional"].model_copy(
         update={

@@ -106,8 +106,8 @@ def test_an_epoch_shows_each_image_once_in_a_new_order(tiny_config: DiffusionCon
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
 def test_labels_are_dropped_at_their_rate(rate: float, tiny_data: Dataset) -> None:
-    label = draws(DiffusionConfig(label_dropout=rate), tiny_data, 0, 4000).label
-    assert (label == 10).double().mean().item() == pytest.approx(rate, abs=0.025)
+    label = draws(DiffusionConfig(label_dropout=rate), tiny_data, 0, 2000).label
+    assert (label == 10).double().mean().item() == pytest.approx(rate, abs=0.035)
 
 
 def test_noise_levels_follow_the_schedule(tiny_data: Dataset) -> None:
@@ -185,7 +185,9 @@ def test_the_loss_weighting_reaches_the_loss(weighting: str, tiny_config: Diffus
     assert abs(report.losses["loss"] - plain) > 1e-3
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow if name == "gpu" else ()) for name in PRESETS]
+)
 def test_every_preset_takes_a_step(preset: str, tiny_data: Dataset) -> None:
     config = PRESETS[preset].model_copy(update={"images": 2, "epochs": None, "batch": 2, "compile": False})
     state, reports = trained(config, tiny_data)
