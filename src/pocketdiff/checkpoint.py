@@ -71,12 +71,7 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: RunFolder, state: TrainState, config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0
 ) -> Path:
-    """Writes a checkpoint, reads it back, and only then removes the older ones; returns its path.
-
-    Raises:
-        TrainingError: If a weight is not finite; older checkpoints are kept.
-        OSError: If it cannot be written; older checkpoints are kept.
-    """
+    """Writes a checkpoint, reads it back, and only then removes the older ones; returns its path."""
     tensors = {
         f"modules/{part}/{name}": tensor
         for part, module in state.modules.items()
@@ -101,11 +96,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads and verifies a checkpoint.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, or of another version.
-    """
+    """Reads a checkpoint; raises CheckpointError if it is missing, damaged, or of another version."""
     tensors, about = read_tensors(path)
     if "checkpoint" not in about:
         raise CheckpointError(f"{path}: is not a checkpoint; give a file of a run's checkpoints folder")
@@ -118,11 +109,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_checkpoint(folder: RunFolder) -> tuple[Checkpoint, list[str]] | None:
-    """A run's newest valid checkpoint, with the faults of newer ones; None if there is no checkpoint.
-
-    Raises:
-        CheckpointError: If no checkpoint is valid.
-    """
+    """A run's newest valid checkpoint, with the faults of newer ones; None if the run has no checkpoint at all."""
     faults: list[str] = []
     for path in folder.saved_checkpoints():
         try:
@@ -135,11 +122,7 @@ def newest_checkpoint(folder: RunFolder) -> tuple[Checkpoint, list[str]] | None:
 
 
 def restore_checkpoint(checkpoint: Checkpoint, state: TrainState, config: RunConfig) -> None:
-    """Puts a checkpoint's modules, optimizers and position into a new state.
-
-    Raises:
-        CheckpointError: If the checkpoint is of a run with another config or of another version of the code.
-    """
+    """Puts a checkpoint into a state; raises CheckpointError if the config or the version of the code is another."""
     path = checkpoint.path
     if differences := checkpoint.config.differences(config):
         raise CheckpointError(f"{path}: belongs to a run that differs in {', '.join(differences)}")
@@ -156,11 +139,7 @@ def restore_checkpoint(checkpoint: Checkpoint, state: TrainState, config: RunCon
 
 
 def read_run_config(folder: RunFolder) -> RunConfig | None:
-    """The config of a run, or None if the folder holds no run.
-
-    Raises:
-        CheckpointError: If ``config.json`` exists and cannot be used.
-    """
+    """The config of a run; None if the folder holds no run. Raises CheckpointError if it cannot be used."""
     try:
         found = json.loads(folder.config.read_bytes())
         return RunConfig.model_validate(found)

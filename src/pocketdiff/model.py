@@ -206,10 +206,8 @@ class ImageModel(ABC):
 
 
 class DiffusionModel(ImageModel):
-    """A trained denoiser with one way of sampling it: ``sampling``, or the config's own.
-
-    Raises:
-        RequestError: If ``sampling.guide`` names a weaker model and ``guide``, that model, is missing or does not fit.
+    """A trained denoiser with one way of sampling it: ``sampling``, or the config's own. ``guide`` is the weaker model
+    that ``sampling.guide`` names; RequestError is raised if it is missing or does not fit.
     """
 
     config: DenoiserConfig
@@ -287,9 +285,8 @@ class DiffusionModel(ImageModel):
         return found
 
     def start(self, seeds: Sequence[int], sigma: float) -> Float[Tensor, "n c h w"]:
-        """Pure noise at level ``sigma`` for each seed, drawn on the CPU so that all devices start alike.
-
-        Its variance is ``sigma^2 + sigma_data^2``, that of a noisy image: DDPM's unit-variance start on this clock.
+        """Pure noise at level ``sigma`` for each seed, drawn on the CPU so that all devices start alike. The
+        variance is ``sigma^2 + sigma_data^2``, that of a noisy image: DDPM's unit-variance start on this clock.
         """
         shape = (self.info.channels, self.info.height, self.info.width)
         noise = rng.normal(0, rng.Stream.START, seeds, shape).to(self.device)
@@ -302,11 +299,7 @@ class DiffusionModel(ImageModel):
         return guide(self.denoiser, label, self.sampling.scale, interval=self.sampling.interval, weak=weak)
 
     def steps(self, labels: Integers, seeds: Integers | None = None) -> Iterator[Step]:
-        """Draws images and yields the state after each step; all images are in memory at once.
-
-        Raises:
-            RequestError: As `generate`, or if the schedule does not have that many levels.
-        """
+        """Draws images as `generate` does and yields the state after each step; all are in memory at once."""
         wanted, keys = self._checked(labels, seeds)
         sigmas = self.grid()
         x = self.start(keys, sigmas[0])
@@ -327,9 +320,8 @@ class DiffusionModel(ImageModel):
             yield Frame(left, self.to_pixels(step.x, step.sigma))
 
     def to_pixels(self, x: Float[Tensor, "n c h w"], sigma: float) -> UInt8[Tensor, "n c h w"]:
-        """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``.
-
-        At that scale pure noise has unit variance, and a clean image is unchanged.
+        """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``. There pure
+        noise has unit variance, and a clean image is unchanged.
         """
         return to_bytes(x / (1 + sigma**2) ** 0.5, self.config.black)
 

@@ -1,8 +1,7 @@
 """Registries: the dictionaries of everything that a config can name, open to code outside the package.
 
 An entry can be added at any time before a config is validated, ``SAMPLERS["mine"] = my_sampler``, or an installed
-package declares it as an entry point of the registry's group. Model files record which plug-ins they need; they never
-cause an import by themselves.
+package declares it as an entry point. Model files record which plug-ins they need; they never cause an import.
 """
 
 import contextlib
@@ -24,12 +23,8 @@ Entry = TypeVar("Entry")
 
 
 class Registry(dict[str, Entry]):
-    """A dictionary of implementations by name.
-
-    Args:
-        noun: What an entry is, for messages: "sampler".
-        group: The entry-point group of installed packages: "pocketdiff.samplers".
-        entries: The built-in entries.
+    """A dictionary of implementations by name. ``noun`` is an entry's kind, such as "sampler"; ``group`` names the entry
+    points of installed packages.
     """
 
     def __init__(self, noun: str, group: str, entries: Mapping[str, Entry] | None = None) -> None:
@@ -82,9 +77,8 @@ class Named:
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Marks a field that holds a config of any registered kind: ``Annotated[NetConfig, OneOf(NETS)]``.
-
-    An entry is a config class, or an object whose attribute ``config`` is one. A dictionary's ``kind`` chooses it.
+    """Marks a field that holds a config of any registered kind: ``Annotated[NetConfig, OneOf(NETS)]``. An entry is a
+    config class, or an object whose attribute ``config`` is one.
     """
 
     registry: Registry[Any]

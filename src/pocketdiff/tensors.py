@@ -17,12 +17,7 @@ _METADATA_KEY = "pocketdiff"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes tensors and a JSON description of them to one file, under one SHA-256.
-
-    Raises:
-        TrainingError: If a tensor holds a value that is not finite; nothing is written.
-        OSError: If the file cannot be written.
-    """
+    """Writes tensors and a JSON description of them; raises TrainingError, and writes nothing, if one is not finite."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise TrainingError(f"{broken[0]} is not finite, so nothing was saved; train again with a lower learning rate")
@@ -31,11 +26,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote: the tensors and their description.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or was not written by pocketdiff.
-    """
+    """Reads what `write_tensors` wrote; raises CheckpointError if the file is missing, damaged, or something else."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -77,11 +77,7 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
     advice = "a lower --muon-lr and --adam-lr"
 
     def complete(self, config: ConsistencyConfig, load: Load) -> ConsistencyConfig:
-        """The config with what it takes from the teacher.
-
-        Raises:
-            RequestError: If there is no teacher, it cannot teach, or the config contradicts it.
-        """
+        """The config with what it takes from the teacher; raises RequestError if they do not fit."""
         if config.teacher is None:
             raise RequestError("a consistency model needs a teacher: --teacher RUN_OR_FILE")
         teacher: Any = load(config.teacher)
@@ -109,11 +105,7 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
     def new_state(
         self, config: ConsistencyConfig, info: DataInfo, device: torch.device | str, load: Load
     ) -> TrainState:
-        """The state before the first step: student, average and teacher have the teacher's weights.
-
-        Raises:
-            RequestError: If the teacher draws other classes or another number of channels.
-        """
+        """The state before the first step: student, average and teacher have the teacher's weights."""
         model = load(str(config.teacher))
         if (model.info.channels, model.info.classes) != (info.channels, info.classes):
             raise RequestError(f"{config.teacher}: learned other classes or channels than these data have")

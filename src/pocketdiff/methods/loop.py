@@ -137,10 +137,9 @@ def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[B
 
 
 def train(method: Method[Any], state: TrainState, data: Images, config: MethodConfig) -> Iterator[StepReport]:
-    """Trains until the config's images or epochs are seen, from wherever the state is.
+    """Trains from wherever the state is to the end of the run, on the training split on the state's device.
 
-    The state is changed in place; ``data`` is the training split, on the state's device. The reports come after a
-    step and the EMA's update, so leaving the loop is always safe.
+    The reports come after a step and the EMA's update, so leaving the loop is always safe.
 
     Raises:
         TrainingError: If a loss or a gradient is not finite; the state is then as the last step left it.

@@ -51,7 +51,8 @@ class Run:
         progress: Called while pictures are drawn and scores are made. It may raise: the loop then ends safely.
 
     Raises:
-        RunError: If the folder holds another run, other files, or cannot be made.
+        RunError: If the folder holds another run or other files, cannot be made, or another loop trains in it.
+        TrainingError: In the loop, if a loss, a gradient or a weight is not finite.
         CheckpointError: If no checkpoint of the run can be used.
         EvaluationError: If the run asks for scores that its data do not allow.
         RequestError: If the method needs a teacher and the config does not name one that fits.
@@ -108,12 +109,7 @@ class Run:
         return f"Run({self.config.kind}, {str(self.folder)!r}, {done})"
 
     def __iter__(self) -> Generator[StepReport, None, None]:
-        """Trains to the end of the run and yields a report after each step.
-
-        Raises:
-            RunError: If another loop or process is training in the folder.
-            TrainingError: If a loss, a gradient or a weight is not finite.
-        """
+        """Trains to the end of the run and yields a report after each step."""
         with self._locked():
             if self.finished:
                 self.model = self._load(self.folder.path)  # Perhaps another process finished the run.

@@ -21,9 +21,8 @@ _log = logging.getLogger(__name__)
 
 
 class Scoring:
-    """Scores a model in training at regular intervals, always on images of the same labels and seeds.
-
-    A step that has a score in ``log`` is not scored again. Classifiers of other data than MNIST are kept in ``cache``.
+    """Scores a model in training at regular intervals, always on images of the same labels and seeds. A step that has
+    a score in ``log`` is not scored again.
     """
 
     def __init__(self, data: Dataset, model: ImageModel, log: MetricsLog, cache: Path | None, progress: Progress):
