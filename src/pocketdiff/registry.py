@@ -23,8 +23,8 @@ Entry = TypeVar("Entry")
 
 
 class Registry(dict[str, Entry]):
-    """A dictionary of implementations by name. ``noun`` is an entry's kind, such as "sampler"; ``group`` names the entry
-    points of installed packages.
+    """A dictionary of implementations by name. ``noun`` is what an entry is, such as "sampler"; ``group`` is the group
+    of installed packages' entry points.
     """
 
     def __init__(self, noun: str, group: str, entries: Mapping[str, Entry] | None = None) -> None:
