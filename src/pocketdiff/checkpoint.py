@@ -25,8 +25,7 @@ from pocketdiff.records import Amount, Count
 from pocketdiff.registry import OneOf, Plugin, plugins
 from pocketdiff.tensors import read_tensors, write_tensors
 
-_RENAMED = {"even_levels": "stratified"}
-"""Fields of format 2 that have another name now."""
+_RENAMED = {"even_levels": "stratified"}  # Fields of format 2 that have another name now.
 
 
 class RunConfig(Frozen):
@@ -42,15 +41,12 @@ class RunConfig(Frozen):
     def differences(self, other: "RunConfig") -> list[str]:
         """The fields that differ in another run, each as ``name (this, other)``."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        return [
-            f"{name.removeprefix('train.')} ({mine.get(name)}, {theirs.get(name)})"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
-        ]
+        changed = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+        return [f"{name.removeprefix('train.')} ({mine.get(name)}, {theirs.get(name)})" for name in changed]
 
 
 class Position(Frozen):
-    """Where a run was when its checkpoint was saved, and its times over all sessions, as in its summary."""
+    """Where a run was when its checkpoint was saved, and its times, as in its summary."""
 
     step: Count
     seen: Count
@@ -72,11 +68,9 @@ def save_checkpoint(
     folder: RunFolder, state: TrainState, config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0
 ) -> Path:
     """Writes a checkpoint, reads it back, and only then removes the older ones; returns its path."""
-    tensors = {
-        f"modules/{part}/{name}": tensor
-        for part, module in state.modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for part, module in state.modules.items():
+        tensors |= {f"modules/{part}/{name}": tensor for name, tensor in module.state_dict().items()}
     names: dict[Tensor, str] = {weight: name for name, weight in state.net.named_parameters()}
     for number, optimizer in enumerate(state.optimizers):
         for weight, kept in optimizer.state.items():
@@ -89,9 +83,8 @@ def save_checkpoint(
     about = {"checkpoint": position.model_dump(), "config": config.model_dump(mode="json"), **plugins(config)}
     write_tensors(path, tensors, about)
     read_checkpoint(path)
-    for other in folder.saved_checkpoints():
-        if other != path:
-            other.unlink(missing_ok=True)
+    for older in set(folder.saved_checkpoints()) - {path}:
+        older.unlink(missing_ok=True)
     return path
 
 
@@ -152,11 +145,7 @@ def read_run_config(folder: RunFolder) -> RunConfig | None:
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
-    """Loads a trained model, in eval mode: ``load("runs/laptop")([3, 1, 4])``.
-
-    Args:
-        path: A model file, or the folder of a finished run.
-        device: Where to draw.
+    """Loads a trained model from a model file or a finished run's folder: ``load("runs/laptop")([3, 1, 4])``.
 
     Raises:
         CheckpointError: If there is no model, the file is damaged, or it needs a plug-in that is not available.

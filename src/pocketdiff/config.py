@@ -37,14 +37,6 @@ def _range(interval: Any) -> Any:
     return tuple(interval.split(":")) if isinstance(interval, str) else interval
 
 
-def _number(value: Any) -> Any:
-    """``0.5`` as a number, other words as they are."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
-
-
 class SamplingConfig(Frozen):
     """How a model is sampled by default; stored in its file."""
 
@@ -62,7 +54,7 @@ class SamplingConfig(Frozen):
     guide: str | None = None
     """Autoguidance: a weaker model, as a run or a model file, that replaces the unconditional prediction (Karras et al.
     2024); none: classifier-free guidance."""
-    options: dict[str, Annotated[float | str, BeforeValidator(_number)]] = Field({})
+    options: dict[str, Annotated[float | str, Field(union_mode="left_to_right")]] = Field({})
     """Options of the sampler, such as eta=0.5 for ancestral."""
 
     @model_validator(mode="after")

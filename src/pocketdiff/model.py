@@ -22,10 +22,8 @@ from pocketdiff.registry import plugins
 from pocketdiff.samplers import Step
 from pocketdiff.tensors import write_tensors
 
-CHUNK = 256
-"""The most images in one batch of drawing, which bounds the memory."""
-FORMAT = 2
-"""Version of model files."""
+CHUNK = 256  # The most images in one batch of drawing, which bounds the memory.
+FORMAT = 2  # Version of model files.
 
 Integers = Int[Tensor, " n"] | Int[np.ndarray, " n"] | Sequence[int]
 
@@ -47,15 +45,12 @@ class SamplingFacts(Frozen):
 class View(NamedTuple):
     """One way in which a run shows its model: ``still`` draws the image grid and ``slow`` the GIF, if there is one."""
 
-    suffix: str
-    """Part of the file names, such as ``_w0.5``."""
+    suffix: str  # Part of the file names, such as ``_w0.5``.
     caption: str
     still: "ImageModel"
     slow: "ImageModel | None" = None
-    stride: int | None = None
-    """Which steps the GIF shows; None: every step."""
-    gifs_every: int | None = None
-    """Epochs between two GIFs; None: as for two in a run."""
+    stride: int | None = None  # Which steps the GIF shows; None: every step.
+    gifs_every: int | None = None  # Epochs between two GIFs; None: as for two in a run.
 
 
 class Frame(NamedTuple):
@@ -72,19 +67,14 @@ class ImageModel(ABC):
     """
 
     config: MethodConfig
-    conditional: bool = True
-    """Whether it draws the requested class."""
-    unconditional: bool = True
-    """Whether it draws without a label."""
-    sampling: SamplingConfig | None = None
-    """Its sampling settings; None for a model that draws in one step."""
+    conditional: bool = True  # Whether it draws the requested class.
+    unconditional: bool = True  # Whether it draws without a label.
+    sampling: SamplingConfig | None = None  # Its sampling settings; None for a model that draws in one step.
 
     def __init__(self, net: nn.Module, config: MethodConfig, info: DataInfo) -> None:
         self.net, self.config, self.info = net, config, info
-        self.classes = info.classes
-        """The name of each class."""
-        self.null = len(info.classes)
-        """The label for "no label"."""
+        self.classes = info.classes  # The name of each class.
+        self.null = len(info.classes)  # The label for "no label".
 
     @property
     def device(self) -> torch.device:

@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDE = 10.0
-"""An axis is logarithmic if its largest value is more than this many times the smallest."""
+_WIDE = 10.0  # An axis is logarithmic if its largest value is more than this many times the smallest.
 _DASHED: dict[str, Any] = {"color": "grey", "linewidth": 1, "linestyle": "--"}
 Points = Sequence[tuple[int | float, float]]
 

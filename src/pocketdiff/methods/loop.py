@@ -33,10 +33,8 @@ class TrainState:
     modules: dict[str, nn.Module]
     """``net``, ``ema``, and what else the method needs, such as a ``teacher``. A checkpoint saves each."""
     optimizers: list[torch.optim.Optimizer]
-    step: int = 0
-    """Optimizer steps taken."""
-    seen: int = 0
-    """Images seen, repeats counted."""
+    step: int = 0  # Optimizer steps taken.
+    seen: int = 0  # Images seen, repeats counted.
 
     @property
     def net(self) -> Any:
@@ -52,12 +50,10 @@ class TrainState:
 class Batch(NamedTuple):
     """The training images of one optimizer step, after augmentation."""
 
-    indices: range
-    """Their indices in the run: the key of every random draw."""
+    indices: range  # Their indices in the run: the key of every random draw.
     pixels: UInt8[Tensor, "b c h w"]
     label: Int[Tensor, " b"]
-    progress: float
-    """Fraction of the run that is done, in [0, 1)."""
+    progress: float  # Fraction of the run that is done, in [0, 1).
 
 
 class StepReport(NamedTuple):
@@ -65,22 +61,18 @@ class StepReport(NamedTuple):
 
     step: int
     seen: int
-    epoch: int
-    """Index of the epoch of the last image seen, from 0."""
+    epoch: int  # Index of the epoch of the last image seen, from 0.
     losses: Losses
-    lr: float
-    """Fraction of the peak learning rates at this step."""
+    lr: float  # Fraction of the peak learning rates at this step.
 
 
 @runtime_checkable
 class Method(Protocol[Config]):
     """A training method: one object, in one file, named in ``METHODS``. Inherit from this class."""
 
-    config: type[Config]
-    """Its config class; the default of the field ``kind`` is the method's name."""
+    config: type[Config]  # Its config class; the default of the field ``kind`` is the method's name.
     presets: Mapping[str, Config]
-    advice: str
-    """What to try when a loss is not finite."""
+    advice: str  # What to try when a loss is not finite.
 
     @abstractmethod
     def build(self, config: Config, info: DataInfo) -> nn.Module:

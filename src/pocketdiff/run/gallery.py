@@ -13,12 +13,9 @@ from pocketdiff.folder import RunFolder
 from pocketdiff.model import Frame, ImageModel
 from pocketdiff.progress import Progress
 
-ROWS = 4
-"""Rows of generated images, and of real ones."""
-SHOWN = 20
-"""The most classes that are shown."""
-ZOOM = 2
-"""Scale factor of image grids."""
+ROWS = 4  # Rows of generated images, and of real ones.
+SHOWN = 20  # The most classes that are shown.
+ZOOM = 2  # Scale factor of image grids.
 _log = logging.getLogger(__name__)
 
 

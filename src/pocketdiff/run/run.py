@@ -69,22 +69,17 @@ class Run:
         """The config, with what it takes from the data and from a teacher."""
         check_scoring(self.config, data)
         self.run_config = RunConfig(train=self.config, data=data.info)
-        self.length = self.config.length(len(data.train))
-        """Training images in the run, repeats counted."""
+        self.length = self.config.length(len(data.train))  # Training images in the run, repeats counted.
         self.state = self._method.new_state(self.config, data.info, self.device, self._load)
         """Weights, optimizers and position."""
         with self._locked():
             self._claim()
         self.model = self._method.model(self.state.ema, self.config, data.info)
         """Draws with the averaged weights, as they are at the time."""
-        self.training_seconds = 0.0
-        """Time in training steps so far, over all sessions."""
-        self.resumed_from: Path | None = None
-        """The checkpoint that this run continued from."""
-        self.saved: Path | None = None
-        """The newest checkpoint."""
-        self.written: list[Path] = []
-        """The files that the end of the run wrote."""
+        self.training_seconds = 0.0  # Time in training steps so far, over all sessions.
+        self.resumed_from: Path | None = None  # The checkpoint that this run continued from.
+        self.saved: Path | None = None  # The newest checkpoint.
+        self.written: list[Path] = []  # The files that the end of the run wrote.
         self._log = MetricsLog(self.folder, self.config.log_every)
         self._gallery = Gallery(self.folder, self.model, data.train)
         self._pictures: list[Path] = []
