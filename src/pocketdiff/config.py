@@ -32,11 +32,6 @@ def _square(size: Any) -> Any:
     return values * 2 if len(values) == 1 else values
 
 
-def _range(interval: Any) -> Any:
-    """``0.3:3`` as a pair."""
-    return tuple(interval.split(":")) if isinstance(interval, str) else interval
-
-
 class SamplingConfig(Frozen):
     """How a model is sampled by default; stored in its file."""
 
@@ -48,12 +43,12 @@ class SamplingConfig(Frozen):
     """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
     schedule: AnySchedule | None = Karras(sigma_min=0.05)
     """Spreads the noise levels of the steps; none: the model's training schedule."""
-    interval: Annotated[tuple[Level, Level] | None, BeforeValidator(_range)] = None
-    """Guidance interval, LOW:HIGH in noise levels: outside it the scale is 1 and a step costs one evaluation
-    (Kynkäänniemi et al. 2024); none: guidance at every level."""
+    interval: Annotated[
+        tuple[Level, Level] | None, BeforeValidator(lambda text: text.split(":") if isinstance(text, str) else text)
+    ] = None
+    """Guidance only between two noise levels, LOW:HIGH; outside, a step costs one evaluation; none: at every level."""
     guide: str | None = None
-    """Autoguidance: a weaker model, as a run or a model file, that replaces the unconditional prediction (Karras et al.
-    2024); none: classifier-free guidance."""
+    """Autoguidance: the run or model file of a weaker model, in place of the prediction without label; none: off."""
     options: dict[str, Annotated[float | str, Field(union_mode="left_to_right")]] = Field({})
     """Options of the sampler, such as eta=0.5 for ancestral."""
 
@@ -108,7 +103,6 @@ class MethodConfig(Frozen):
     """Images in an optimizer step."""
     ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
     """Power of the weights' moving average: step i of t has the weight (i / t) ** ema; 0: mean; none: no average."""
-
     log_every: int = Field(2_000, ge=1)
     """Images between two lines of metrics.jsonl."""
     checkpoint_every: int = Field(4_000, ge=1)
@@ -119,7 +113,6 @@ class MethodConfig(Frozen):
     """Images between two scores of the model; none: no scores. A score takes as long as drawing evaluate_images."""
     evaluate_images: int = Field(2_000, ge=1)
     """Images in a score of the model."""
-
     either: ClassVar = ("images", "epochs")
     """Fields that exclude each other."""
 
@@ -150,7 +143,6 @@ class DenoiserConfig(MethodConfig):
 
     black: float = Field(-1.0, ge=-1, le=0)
     """Value of a black pixel in data units; a white one is 1."""
-
     net: AnyNet = UNetConfig()
     """The network."""
     parameterization: Annotated[str, Named(PARAMETERIZATIONS)] = "flow"
@@ -159,7 +151,6 @@ class DenoiserConfig(MethodConfig):
     """Standard deviation of the data in data units; flow does not use it, and 1 gives DDPM's own scaling."""
     schedule: AnySchedule = LogNormal()
     """Spreads the noise levels of training."""
-
     muon_lr: float | None = Field(0.02, gt=0, allow_inf_nan=False)
     """Peak learning rate of Muon, for the hidden convolutions and matrices; none: Adam trains them."""
     adam_lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
@@ -172,7 +163,6 @@ class DenoiserConfig(MethodConfig):
     """bf16: the network's matrix products and convolutions run in bfloat16; weights and optimizer stay in fp32."""
     compile: bool = False
     """Whether to use torch.compile, which takes a minute before the first step."""
-
     gifs_every: int | None = Field(None, ge=1)
     """Epochs between two sets of GIFs (default: at most two sets in a run); the end of the run always has one."""
     gif_steps: int | None = Field(30, ge=1, le=100_000)
@@ -181,7 +171,6 @@ class DenoiserConfig(MethodConfig):
     """GIFs show each step t = T..1 that is T, a multiple of this, or below 8; none: every step."""
     guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
     """Guidance strengths w = scale - 1 of the pictures."""
-
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""
 

@@ -46,9 +46,8 @@ def _model(state: dict[str, Tensor]) -> DiffusionModel:
     if strange := sorted(state.keys() - expected.keys()):
         raise CheckpointError(f"has {strange[0]!r}, which is not part of the script's model")
     for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{name!r} has the shape {shapes}")
+        if (shape := tuple(tensor.shape)) != (right := tuple(expected[name].shape)):
+            raise CheckpointError(f"{name!r} has the shape {shape} instead of {right}")
         if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
             raise CheckpointError(f"{name!r} has invalid values, as after a training that failed")
     for name, table in tables.items():

@@ -18,7 +18,7 @@ from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
-from pocketdiff.methods.loop import Batch, DenoiserMethod, Load, Losses, TrainState
+from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
 from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
 from pocketdiff.tensors import fingerprint
@@ -42,11 +42,9 @@ class ConsistencyConfig(DenoiserConfig):
     highest: float = Field(0.15, ge=0, le=1)
     """Fraction of the images at the highest noise level, where drawing starts."""
     hop: tuple[Annotated[float, Field(gt=1)], Annotated[float, Field(gt=1)]] = (4.0, 64.0)
-    """The teacher's step is about 1 / hop of the noise level; hop doubles during the run, from the first value to the
-    second."""
+    """The teacher's step is about 1 / hop of the noise level; hop doubles in the run, from the first to the second."""
     huber: float = Field(0.03, ge=0, allow_inf_nan=False)
     """Where the pseudo-Huber loss turns from squares to absolute values, per square root of the image's values."""
-
     images: int | None = Field(40_000, ge=1)
     """Length of the run in training images, repeats counted."""
     muon_lr: float | None = Field(0.005, gt=0, allow_inf_nan=False)
@@ -86,10 +84,8 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
             raise RequestError(f"{config.teacher}: is not a denoiser and cannot teach; give a diffusion model")
         at_zero = PARAMETERIZATIONS.find(theirs.parameterization)(torch.zeros(1), theirs.sigma_data)
         if float(at_zero.skip) != 1 or float(at_zero.out) != 0:
-            raise RequestError(
-                f"{config.teacher}: predicts {theirs.parameterization}, which is not the image itself at noise level "
-                "0; give a teacher that predicts flow, v or eps"
-            )
+            fault = f"predicts {theirs.parameterization}, which is not the image itself at noise level 0"
+            raise RequestError(f"{config.teacher}: {fault}; give a teacher that predicts flow, v or eps")
         taken = {field: getattr(theirs, field) for field in _TAKEN}
         for field, value in taken.items():
             if getattr(config, field) not in (getattr(default, field), value):
@@ -102,9 +98,7 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
             taken["sampling"] = config.sampling.model_copy(update={"schedule": start})
         return config.model_copy(update=taken)
 
-    def new_state(
-        self, config: ConsistencyConfig, info: DataInfo, device: torch.device | str, load: Load
-    ) -> TrainState:
+    def new_state(self, config: ConsistencyConfig, info: DataInfo, device: Device, load: Load) -> TrainState:
         """The state before the first step: student, average and teacher have the teacher's weights."""
         model = load(str(config.teacher))
         if (model.info.channels, model.info.classes) != (info.channels, info.classes):

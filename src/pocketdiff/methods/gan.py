@@ -26,19 +26,16 @@ class GanConfig(MethodConfig):
     """One training run of a GAN."""
 
     kind: Literal["gan"] = "gan"
-
     net: Annotated[GanNet, OneOf(GANS)] = ConvGanConfig()
     """Generator and discriminator."""
     loss: Annotated[str, Named(LOSSES)] = "relativistic"
     """The adversarial loss."""
     classification: float = Field(0.3, ge=0, allow_inf_nan=False)
-    """Weight of the classification loss of a discriminator that also predicts classes: it learns from real images, and
-    the generator from generated ones; 0: no such loss."""
+    """Weight of the classification loss, where the discriminator also predicts classes; 0: no such loss."""
     gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Weight of the gradient penalty at real and at generated images (R1 and R2); 0: no penalty."""
     penalty_every: int = Field(8, ge=1)
     """Steps between two penalties; the weight of each is multiplied by this."""
-
     generator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of the generator's Adam."""
     discriminator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)

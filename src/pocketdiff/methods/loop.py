@@ -22,6 +22,7 @@ Losses = dict[str, Float[Tensor, ""]]
 """A step's mean losses by name, left on their device: the caller decides when to wait for them."""
 Load = Callable[[str], ImageModel]
 """Loads a model from the path of a run or a model file: a method's teacher, for example."""
+Device = torch.device | str
 Config = TypeVar("Config", bound=MethodConfig)
 AnyDenoiserConfig = TypeVar("AnyDenoiserConfig", bound=DenoiserConfig)
 
@@ -94,7 +95,7 @@ class Method(Protocol[Config]):
         """The config with what it takes from other models, such as a teacher's network; here nothing."""
         return config
 
-    def new_state(self, config: Config, info: DataInfo, device: torch.device | str, load: Load) -> TrainState:  # noqa: ARG002
+    def new_state(self, config: Config, info: DataInfo, device: Device, load: Load) -> TrainState:  # noqa: ARG002
         """The state before the first step."""
         net = self.build(config, info).to(device)
         ema = copy.deepcopy(net).requires_grad_(False)

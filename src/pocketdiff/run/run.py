@@ -198,10 +198,8 @@ class Run:
             return
         if self._resume == "never":
             raise RunError(f"{self.folder}: already holds a run, and --resume is never; use another --out folder")
-        if differences := found.differences(self.run_config):
-            raise RunError(
-                f"{self.folder}: holds a run that differs in {', '.join(differences)}; use another --out folder"
-            )
+        if differences := ", ".join(found.differences(self.run_config)):
+            raise RunError(f"{self.folder}: holds a run that differs in {differences}; use another --out folder")
 
     def _restore(self) -> None:
         """Goes to the newest valid checkpoint, or to the given one; to the start if there is none."""
