@@ -125,7 +125,10 @@ def restore_checkpoint(checkpoint: Checkpoint, state: TrainState, config: RunCon
             module.load_state_dict(_below(checkpoint.tensors, f"modules/{part}/"))
         for slot, tensor in _below(checkpoint.tensors, "optimizers/").items():
             number, name, key = slot.split("/")
-            state.optimizers[int(number)].state[parameters[name]][key] = _laid_out_as(parameters[name], tensor)
+            weight = parameters[name]
+            # With the weight's strides, as before the stop: a kernel may round by the strides.
+            kept = torch.empty_like(weight if tensor.shape == weight.shape else tensor, device=weight.device)
+            state.optimizers[int(number)].state[weight][key] = kept.copy_(tensor)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: was saved by another version of the code; use a new --out folder") from error
     state.step, state.seen = checkpoint.position.step, checkpoint.position.seen
@@ -207,11 +210,6 @@ def _reason(about: object, error: Exception) -> str:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor with its parameter's strides and device, as before the stop: a kernel may round by the strides."""
-    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.to(parameter.device)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
