@@ -87,11 +87,14 @@ class Diffusion(DenoiserMethod[DiffusionConfig]):
         dropped = (rng.uniform(config.seed, rng.Stream.DROP, indices) < config.label_dropout).to(device)
         return Draws(x0, eps, sigma, batch.label.masked_fill(dropped, null))
 
+    def loss(self, denoiser: Denoiser, draws: Draws, config: DiffusionConfig) -> Float[Tensor, ""]:
+        """The batch's mean loss, at the config's precision."""
+        with torch.autocast(draws.x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            return denoiser.loss(*draws, weighting=WEIGHTINGS.find(config.loss_weighting)).mean()
+
     def backward(self, state: TrainState, batch: Batch, config: DiffusionConfig) -> Losses:
         """Fills the gradients."""
-        draws = self.draw(batch, config, state.net.null)
-        with torch.autocast(draws.x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = state.net.loss(*draws, weighting=WEIGHTINGS.find(config.loss_weighting)).mean()
+        loss = self.loss(state.net, self.draw(batch, config, state.net.null), config)
         loss.backward()
         return {"loss": loss.detach()}
 
