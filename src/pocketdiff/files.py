@@ -9,11 +9,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a temporary file, flushes it to the disk and renames it; an existing file is replaced at once.
-
-    Raises:
-        OSError: If that fails; an existing file is then untouched.
-    """
+    """Writes a temporary file, flushes it to the disk and renames it; after an error, an existing file is untouched."""
     try:
         with _renamed_to(path) as temporary, temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -26,11 +22,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it is renamed to ``path`` when the block ends without an error.
-
-    Raises:
-        OSError: If ``path`` exists and is not empty, or cannot be made.
-    """
+    """A folder to fill; it is renamed to ``path``, which must not exist or be empty, when the block ends."""
     with _renamed_to(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary

@@ -23,8 +23,7 @@ from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
 from pocketdiff.tensors import fingerprint
 
-_TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")
-"""Fields that the student takes from its teacher."""
+_TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")  # Fields that are the teacher's.
 
 
 class ConsistencyConfig(DenoiserConfig):

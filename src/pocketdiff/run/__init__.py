@@ -1,5 +1,3 @@
 """A training run and its folder."""
 
-from pocketdiff.run.run import Run
-
-__all__ = ["Run"]
+from pocketdiff.run.run import Run as Run
