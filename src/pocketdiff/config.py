@@ -113,7 +113,8 @@ class MethodConfig(Frozen):
     """Images between two scores of the model; none: no scores. A score takes as long as drawing evaluate_images."""
     evaluate_images: int = Field(2_000, ge=1)
     """Images in a score of the model."""
-    either: ClassVar = ("images", "epochs")  # Fields that exclude each other.
+    either: ClassVar = ("images", "epochs")
+    """Fields that exclude each other."""
 
     @model_validator(mode="before")
     @classmethod

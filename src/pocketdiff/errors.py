@@ -4,7 +4,8 @@
 class PocketdiffError(Exception):
     """An error that the user can fix. The command line prints it without a traceback."""
 
-    status = 2  # Exit status of the command line: 2 for bad input, 1 for failed work.
+    status = 2
+    """Exit status of the command line: 2 for bad input, 1 for failed work."""
 
 
 class DataError(PocketdiffError):

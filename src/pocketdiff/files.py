@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a temporary file, flushes it to the disk and renames it; after an error, an existing file is untouched."""
+    """Writes a temporary file, flushes it to the disk and renames it; an existing file is replaced at once.
+
+    Raises:
+        OSError: If that fails; an existing file is then untouched.
+    """
     try:
         with _renamed_to(path) as temporary, temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -22,7 +26,11 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it is renamed to ``path``, which must not exist or be empty, when the block ends."""
+    """A folder to fill; it is renamed to ``path`` when the block ends without an error.
+
+    Raises:
+        OSError: If ``path`` exists and is not empty, or cannot be made.
+    """
     with _renamed_to(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary

@@ -20,7 +20,9 @@ _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.in
 
 def import_ddpm(path: Path | str) -> DiffusionModel:
     """Reads what the DDPM-MNIST script's ``torch.save(ddpm.state_dict(), path)`` wrote, with any number of features,
-    classes and steps. The training settings are the script's defaults, and nothing is known of the data.
+    classes and steps.
+
+    The model is on the CPU. Its training settings are the script's defaults, and nothing is known of its data.
 
     Raises:
         CheckpointError: If it is not such a file; the message names the first fault.

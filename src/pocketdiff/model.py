@@ -38,7 +38,8 @@ class SamplingFacts(Frozen):
     guide: str | None = None
     options: dict[str, float | str] | None = None
     schedule: dict[str, Any] | None = None
-    nfe: float  # Network evaluations per image.
+    nfe: float
+    """Network evaluations per image."""
 
 
 class View(NamedTuple):
@@ -60,7 +61,10 @@ class Frame(NamedTuple):
 
 
 class ImageModel(ABC):
-    """A trained network that draws images: ``model(labels, seeds)``. Image i depends on its label and its seed only."""
+    """A trained network that draws images, on the device of its weights: ``model(labels, seeds)``.
+
+    Image i depends on its label and its seed only, not on its neighbours or its place in the batch.
+    """
 
     config: MethodConfig
     conditional: bool = True  # Whether it draws the requested class.
@@ -115,11 +119,14 @@ class ImageModel(ABC):
         raise RequestError("this model draws in one step, so there is no denoising to show")
 
     def generate(self, labels: Integers, seeds: Integers | None = None) -> UInt8[Tensor, "n c h w"]:
-        """Draws images as bytes on the CPU, in the data's own polarity.
+        """Draws images, in batches of bounded memory.
 
         Args:
             labels: A class index for each image, or the null label.
             seeds: An integer for each image; 0, 1, 2, ... if left out.
+
+        Returns:
+            Bytes on the CPU, in the data's own polarity.
 
         Raises:
             RequestError: If the model does not know a label, or the numbers of labels and seeds differ.
@@ -298,8 +305,9 @@ class DiffusionModel(ImageModel):
         sigmas = self.grid()
         left = len(sigmas) - 1
         yield Frame(left, self.to_pixels(self.start(keys, sigmas[0]), sigmas[0]))
-        for done, step in enumerate(self.steps(wanted, keys), 1):
-            yield Frame(left - done, self.to_pixels(step.x, step.sigma))
+        for step in self.steps(wanted, keys):
+            left -= 1
+            yield Frame(left, self.to_pixels(step.x, step.sigma))
 
     def to_pixels(self, x: Float[Tensor, "n c h w"], sigma: float) -> UInt8[Tensor, "n c h w"]:
         """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``. There pure

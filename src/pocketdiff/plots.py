@@ -34,8 +34,12 @@ def png(figure: "Figure") -> bytes:
 def lines(
     panels: Sequence[tuple[str, Mapping[str, Points]]], across: str, marks: Mapping[str, float] | None = None
 ) -> "Figure":
-    """Curves by name in titled panels side by side, with one legend. ``across`` is the label of the x axis; ``marks``
-    has the y of a dashed line by the title of its panel.
+    """Curves in panels side by side, with one legend.
+
+    Args:
+        panels: The title of each panel and its curves by name.
+        across: Label of the x axis.
+        marks: The y of a dashed line, by the title of its panel.
     """
     figure, axes = _panels([title for title, _ in panels], across)
     for axis, (title, curves) in zip(axes, panels, strict=True):
@@ -65,8 +69,14 @@ def pareto_front(
     points: Mapping[str, tuple[float, float, float, float]], best: Sequence[str], across: str, up: str,
     mark: float | None = None,
 ) -> "Figure":  # fmt: skip
-    """Points by name, as x, y and the interval of y, low and high, with a line through those of ``best``, the Pareto
-    front. ``across`` and ``up`` are the labels of x and y; ``mark`` is the y of a dashed line.
+    """Named points with error bars, and a line through the Pareto front.
+
+    Args:
+        points: By name: x, y, and the interval of y, low and high.
+        best: The names of the Pareto front, in its order.
+        across: Label of the x axis.
+        up: Title: the y axis.
+        mark: The y of a dashed line.
     """
     figure, (axis,) = _panels([up], across)
     for number, (name, (x, y, low, high)) in enumerate(sorted(points.items(), key=lambda point: point[1])):

@@ -24,7 +24,8 @@ def _printable(text: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, AfterValidator(_printable)]  # One line that a terminal can show.
+Text = Annotated[str, AfterValidator(_printable)]
+"""One line that a terminal can show."""
 
 
 class Hardware(Frozen):
@@ -35,7 +36,8 @@ class Hardware(Frozen):
     family: int | None = None
     model: int | None = None
     threads: Count
-    device: Text  # ``cpu``, or the name of the GPU.
+    device: Text
+    """``cpu``, or the name of the GPU."""
     system: Text
 
     def __str__(self) -> str:
@@ -56,13 +58,17 @@ class Summary(Frozen):
 
     steps: Count
     images_seen: Count
-    parameters: Count  # Weights that were trained.
-    training_seconds: Amount  # Time in training steps.
-    other_seconds: Amount  # Time for everything else: pictures, scores, checkpoints, start.
+    parameters: Count
+    """Weights that were trained."""
+    training_seconds: Amount
+    """Time in training steps."""
+    other_seconds: Amount
+    """Time for everything else: pictures, scores, checkpoints, start."""
     images_per_second: Amount
     peak_memory_bytes: Count | None
     peak_gpu_memory_bytes: Count | None
-    fp32_peak_flops: Amount | None = None  # Measured fp32 peak of the device, in floating-point operations per second.
+    fp32_peak_flops: Amount | None = None
+    """Measured fp32 peak of the device, in floating-point operations per second."""
     hardware: Hardware
     versions: Versions
     commit: Text | None
@@ -76,11 +82,15 @@ def hardware(device: torch.device | str = "cpu") -> Hardware:
     pairs = (line.partition(":") for line in first.splitlines())
     facts = {name.strip(): value.strip() for name, _, value in pairs}
     family, model = (int(text) if (text := facts.get(key, "")).isdecimal() else None for key in ("cpu family", "model"))
-    cpu = facts.get("model name") or platform.processor() or platform.machine()
     return Hardware(
-        cpu=cpu, vendor=facts.get("vendor_id"), family=family, model=model, threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, system=platform.platform(),
-    )  # fmt: skip
+        cpu=facts.get("model name") or platform.processor() or platform.machine(),
+        vendor=facts.get("vendor_id"),
+        family=family,
+        model=model,
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        system=platform.platform(),
+    )
 
 
 def versions() -> Versions:

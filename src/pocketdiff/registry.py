@@ -32,8 +32,11 @@ class Registry(dict[str, Entry]):
         self.noun, self.group = noun, group
 
     def find(self, name: object) -> Entry:
-        """The entry of this name; an installed package's is imported when it is first needed. Raises ValueError if
-        there is none, and PluginError if the import fails.
+        """The entry of this name; an installed package's entry point is imported when it is first needed.
+
+        Raises:
+            ValueError: If there is no such entry.
+            PluginError: If the installed package cannot be imported.
         """
         if not isinstance(name, str):
             raise ValueError(f"the kind of the {self.noun} is missing; use {', '.join(self.names())}")

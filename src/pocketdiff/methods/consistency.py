@@ -23,7 +23,8 @@ from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
 from pocketdiff.tensors import fingerprint
 
-_TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")  # Fields that are the teacher's.
+_TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")
+"""Fields that the student takes from its teacher."""
 
 
 class ConsistencyConfig(DenoiserConfig):

@@ -146,8 +146,9 @@ class GanMethod(Method[GanConfig]):
 def gradient_penalty(
     discriminator: nn.Module, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Half the squared norm of the logit's gradient with respect to the image, averaged over the images. Source:
-    Mescheder et al. 2018, equations 9 (R1, real images) and 10 (R2); every few steps: Karras et al. 2020, appendix B.
+    """Half the squared norm of the logit's gradient with respect to the image, averaged over the images. Sources:
+    Mescheder et al. 2018, equations 9 (R1, of real images) and 10 (R2, of generated ones); Karras et al. 2020,
+    appendix B, for every few steps.
     """
     x = x.requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(x, label).real.sum(), x, create_graph=True)

@@ -18,8 +18,10 @@ from pocketdiff.errors import TrainingError
 from pocketdiff.model import ImageModel, build_denoiser
 from pocketdiff.optim import make_optimizers, take_step, update_ema
 
-Losses = dict[str, Float[Tensor, ""]]  # A step's mean losses by name, left on their device.
-Load = Callable[[str], ImageModel]  # Loads a run or a model file: a method's teacher, for example.
+Losses = dict[str, Float[Tensor, ""]]
+"""A step's mean losses by name, left on their device: the caller decides when to wait for them."""
+Load = Callable[[str], ImageModel]
+"""Loads a model from the path of a run or a model file: a method's teacher, for example."""
 Device = torch.device | str
 Config = TypeVar("Config", bound=MethodConfig)
 AnyDenoiserConfig = TypeVar("AnyDenoiserConfig", bound=DenoiserConfig)
@@ -128,8 +130,9 @@ def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[B
 
 
 def train(method: Method[Any], state: TrainState, data: Images, config: MethodConfig) -> Iterator[StepReport]:
-    """Trains from wherever the state is to the end of the run, on the training split on the state's device. A report
-    comes after the step and the EMA's update, so leaving the loop is always safe.
+    """Trains from wherever the state is to the end of the run, on the training split on the state's device.
+
+    The reports come after a step and the EMA's update, so leaving the loop is always safe.
 
     Raises:
         TrainingError: If a loss or a gradient is not finite; the state is then as the last step left it.
@@ -158,5 +161,6 @@ def check_finite(losses: Losses, state: TrainState, advice: str) -> None:
     """Raises TrainingError if a loss or a gradient is not finite."""
     gradients = [weight.grad for weight in state.net.parameters() if weight.grad is not None]
     if not (sum(losses.values()) + torch.nn.utils.get_total_norm(gradients)).isfinite():
-        fault = f"a loss or a gradient is not finite at step {state.step + 1:,}, and the step was not taken"
-        raise TrainingError(f"{fault}; try {advice}")
+        raise TrainingError(
+            f"a loss or a gradient is not finite at step {state.step + 1:,}, and the step was not taken; try {advice}"
+        )

@@ -1,3 +1,5 @@
 """A training run and its folder."""
 
-from pocketdiff.run.run import Run as Run
+from pocketdiff.run.run import Run
+
+__all__ = ["Run"]

@@ -29,7 +29,14 @@ _log = logging.getLogger(__name__)
 
 
 class Run:
-    """A training run in a folder. Iterate over it to train: ``for report in Run(config, data, "runs/mine")``.
+    """A training run in a folder. Iterate over it to train; the same arguments continue an unfinished run.
+
+    ```python
+    run = Run(PRESETS["quick"], load_data("mnist"), "runs/mine")
+    for report in run:
+        print(report.seen, report.losses["loss"])
+    run.model([3, 1, 4])
+    ```
 
     Leaving the loop at any point is safe: the state is saved, and a new `Run` with the same arguments, or the same
     object, continues bit for bit on the same CPU. While the loop runs, the folder is locked.
@@ -154,13 +161,19 @@ class Run:
         self.written = [*self._pictures, *scoring.plot(self.folder), self._log.path]
         weights = list(self.state.net.parameters())
         summary = Summary(
-            steps=self.state.step, images_seen=self.state.seen, parameters=sum(weight.numel() for weight in weights),
-            training_seconds=self.training_seconds, other_seconds=self.other_seconds,
-            images_per_second=self.state.seen / max(self.training_seconds, 1e-9), peak_memory_bytes=peak_memory(),
+            steps=self.state.step,
+            images_seen=self.state.seen,
+            parameters=sum(weight.numel() for weight in weights),
+            training_seconds=self.training_seconds,
+            other_seconds=self.other_seconds,
+            images_per_second=self.state.seen / max(self.training_seconds, 1e-9),
+            peak_memory_bytes=peak_memory(),
             peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if weights[0].is_cuda else None,
             fp32_peak_flops=fp32_peak(self.device),
-            hardware=hardware(self.device), versions=versions(), commit=commit(),
-        )  # fmt: skip
+            hardware=hardware(self.device),
+            versions=versions(),
+            commit=commit(),
+        )
         write_file(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         self.written += [self.folder.summary, self.folder.model]
 

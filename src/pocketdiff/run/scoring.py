@@ -44,8 +44,12 @@ class Scoring:
         """Draws images, scores them and logs the score."""
         if any(line["step"] == step for line in self.log.scores()):
             return
+
+        def scoring(what: str, done: int, total: int) -> None:
+            progress(f"scoring: {what}", done, total)
+
         try:
-            sample = draw(self.model, self.reference, self.n, 0, lambda what, *n: progress(f"scoring: {what}", *n))
+            sample = draw(self.model, self.reference, self.n, 0, scoring)
             figures: dict[str, float | str] = {**_values(score(sample, self.reference))}
         except (EvaluationError, SamplingError) as error:  # A model early in its training may draw blank images.
             _log.warning("no score at %s images: %s", f"{seen:,}", error)
@@ -68,8 +72,10 @@ class Scoring:
 def check_scoring(config: MethodConfig, data: Dataset) -> None:
     """Raises EvaluationError, before a run, if its scores would have too few images."""
     if config.evaluate_every is not None and min(config.evaluate_images, len(data.train)) < MIN_IMAGES:
-        given = f"evaluate_images is {config.evaluate_images:,} and the data have {len(data.train):,} training images"
-        raise EvaluationError(f"{given}; a score needs {MIN_IMAGES} or more of both")
+        raise EvaluationError(
+            f"evaluate_images is {config.evaluate_images:,} and the data have {len(data.train):,} training images; a "
+            f"score needs {MIN_IMAGES} or more of both"
+        )
 
 
 def _values(scored: Score) -> dict[str, float]:
