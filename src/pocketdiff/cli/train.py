@@ -1,5 +1,6 @@
 """``pocketdiff train``: a training run, from its first image to its model file, or an unfinished one continued."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -72,10 +73,11 @@ def main(arguments: list[str]) -> int:
         say(f"training on {run.length:,} images, {weights:,} weights, into {out}")
         screen.seen, screen.length = run.state.seen, run.length
         try:
-            for report in run:
-                screen.step(report, run.training_seconds)
-                if stop.requested:
-                    break
+            with contextlib.closing(iter(run)) as reports:  # Closing saves; an error of the save is not swallowed.
+                for report in reports:
+                    screen.step(report, run.training_seconds)
+                    if stop.requested:
+                        break
         except KeyboardInterrupt:
             pass  # While it drew or scored; the run has saved itself, as it does after a break.
     if run.summary is None:

@@ -292,5 +292,5 @@ METRICS: Registry[Metric] = Registry("metric", "pocketdiff.metrics", {
 
 
 def all_metrics() -> dict[str, Metric]:
-    """All metrics by key, those of installed packages included."""
-    return {key: METRICS.find(key) for key in METRICS.names()}
+    """All metrics by key, those of installed packages included unless their import fails."""
+    return METRICS.usable()

@@ -94,7 +94,8 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
         if config.teacher_scale is None:
             taken["teacher_scale"] = teacher.sampling.scale
         if config.sampling == default.sampling:
-            start = Karras(sigma_min=1.5, sigma_max=min(80.0, theirs.schedule.sigma_max))
+            top = min(80.0, theirs.schedule.sigma_max)
+            start = Karras(sigma_min=min(1.5, top / 2), sigma_max=top)
             taken["sampling"] = config.sampling.model_copy(update={"schedule": start})
         return config.model_copy(update=taken)
 
