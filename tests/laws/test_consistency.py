@@ -60,6 +60,13 @@ def test_the_config_takes_network_and_scale_from_the_teacher(teacher: Path, conf
     assert config.sampling.grid(config.schedule) == pytest.approx([80.0, 1.5, 0.0])
 
 
+def test_drawing_starts_at_the_highest_level_of_a_teacher_with_little_noise(tiny_data: Dataset, tmp_path) -> None:
+    low = TEACHER.model_copy(update={"images": 20, "schedule": LogNormal(sigma_max=1.2)})
+    model_of(trained(low, tiny_data)[0], low, tiny_data).save(tmp_path / "low.safetensors")
+    config = make(tmp_path / "low.safetensors")
+    assert config.sampling.grid(config.schedule) == pytest.approx([1.2, 0.6, 0.0])
+
+
 def test_the_state_starts_as_the_teacher(teacher: Path, config: ConsistencyConfig, tiny_data: Dataset) -> None:
     state = new_state(config, tiny_data)
     weights = checkpoint.load(teacher).net.state_dict()

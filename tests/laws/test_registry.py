@@ -18,6 +18,7 @@ from pocketdiff.checkpoint import RunConfig, load, read_checkpoint, read_run_con
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import CheckpointError, PluginError
+from pocketdiff.evaluation.score import all_metrics
 from pocketdiff.folder import RunFolder
 from pocketdiff.nets.gan import LOSSES
 from pocketdiff.registry import Named, OneOf, Registry
@@ -374,11 +375,13 @@ def test_a_broken_plug_in_is_one_sentence_and_only_if_it_is_named(noun: str, ins
     pd.DiffusionConfig.model_validate(SMALL)
 
 
-def test_presets_and_kinds_leave_out_a_broken_plug_in(installed: None) -> None:
+def test_presets_kinds_and_metrics_leave_out_a_broken_plug_in(installed: None) -> None:
     """Its name is still listed, and naming it says what is wrong."""
     assert "quick" in pd.PRESETS
     assert OneOf(pd.NETS).kinds().keys() == {"unet", "context_unet", "mine"}
     assert "broken" in pd.NETS.names()
+    assert "broken" in pd.METRICS.names()
+    assert "broken" not in all_metrics()
 
 
 def test_a_broken_plug_in_in_a_config_is_a_plugin_error(installed: None) -> None:
