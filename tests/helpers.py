@@ -1,5 +1,6 @@
 """Helpers that several test files share."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pocketdiff import checkpoint
+from pocketdiff.checkpoint import RunConfig
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
+from pocketdiff.folder import RunFolder
 from pocketdiff.methods import METHODS
 from pocketdiff.methods.diffusion import Diffusion, DiffusionConfig, Draws
 from pocketdiff.methods.loop import StepReport, TrainState, batches, train
@@ -37,6 +40,20 @@ def trained(config: MethodConfig, data: Dataset) -> tuple[TrainState, list[StepR
     """A state after the whole run, and its reports."""
     state = new_state(config, data)
     return state, list(steps(state, config, data))
+
+
+def resumed(
+    config: MethodConfig, data: Dataset, stops: tuple[int, ...], folder: Path
+) -> tuple[TrainState, list[StepReport]]:
+    """The same after stops at these steps: each time a checkpoint is saved, and restored into a new state."""
+    run_config = RunConfig(train=config, data=data.info)
+    state, reports = new_state(config, data), list[StepReport]()
+    for stop in (*stops, None):
+        reports += itertools.islice(steps(state, config, data), stop and stop - state.step)
+        path = checkpoint.save_checkpoint(RunFolder(folder), state, run_config)
+        state = new_state(config, data)
+        checkpoint.restore_checkpoint(checkpoint.read_checkpoint(path), state, run_config)
+    return state, reports
 
 
 def model_of(state: TrainState, config: MethodConfig, data: Dataset) -> Any:

@@ -1,6 +1,5 @@
 """Consistency distillation: the papers' formulas, exactness, and models that draw in one step or two."""
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,17 @@ import torch
 from torch import Tensor
 
 from pocketdiff import checkpoint, rng
-from pocketdiff.checkpoint import RunConfig
 from pocketdiff.config import MethodConfig, SamplingConfig
 from pocketdiff.data import Dataset, to_data_units
 from pocketdiff.errors import RequestError
-from pocketdiff.folder import RunFolder
 from pocketdiff.methods import METHODS, PRESETS
 from pocketdiff.methods.consistency import Consistency, ConsistencyConfig, ConsistencyModel
 from pocketdiff.methods.diffusion import DiffusionConfig
-from pocketdiff.methods.loop import Batch, StepReport, TrainState, batches
+from pocketdiff.methods.loop import Batch, TrainState, batches
 from pocketdiff.model import DiffusionModel
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.schedule import Karras, LogNormal
-from tests.helpers import assert_same, model_of, new_state, steps, tensors, trained
+from tests.helpers import assert_same, model_of, new_state, resumed, tensors, trained
 
 TEACHER = DiffusionConfig(
     images=200, batch=20, net=UNetConfig(widths=(8,), blocks=1, embedding=8), sampling=SamplingConfig(scale=1.5)
@@ -239,17 +236,11 @@ def test_the_fraction_at_the_highest_level_is_as_chosen(
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     stops: tuple[int, ...], config: ConsistencyConfig, tiny_data: Dataset, tmp_path: Path
 ) -> None:
-    run_config = RunConfig(train=config, data=tiny_data.info)
     whole, reports = trained(config, tiny_data)
-    state, resumed = new_state(config, tiny_data), list[StepReport]()
-    for stop in (*stops, None):
-        resumed += itertools.islice(steps(state, config, tiny_data), stop and stop - state.step)
-        path = checkpoint.save_checkpoint(RunFolder(tmp_path), state, run_config)
-        state = new_state(config, tiny_data)
-        checkpoint.restore_checkpoint(checkpoint.read_checkpoint(path), state, run_config)
+    state, again = resumed(config, tiny_data, stops, tmp_path)
     assert_same(state, whole)
     assert {name.split(".")[0] for name in tensors(state)} == {"net", "ema", "teacher", "0", "1"}
-    assert resumed == reports
+    assert again == reports
 
 
 def test_losses_fall(teacher: Path, tiny_data: Dataset) -> None:

@@ -12,14 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pocketdiff import checkpoint, rng
-from pocketdiff.checkpoint import RunConfig
 from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, Images, to_data_units
 from pocketdiff.errors import CheckpointError, RequestError, TrainingError
-from pocketdiff.folder import RunFolder
 from pocketdiff.methods.diffusion import PRESETS as DIFFUSION_PRESETS
 from pocketdiff.methods.gan import PRESETS, GanConfig, GanModel, gradient_penalty
-from pocketdiff.methods.loop import StepReport
 from pocketdiff.model import build_denoiser
 from pocketdiff.nets.gan import LOSSES, ConvGanConfig, Gan, MlpGanConfig, Verdict
 from tests.helpers import (
@@ -29,6 +26,7 @@ from tests.helpers import (
     flip_bit,
     model_of,
     new_state,
+    resumed,
     steps,
     tensors,
     trained,
@@ -380,16 +378,10 @@ def test_an_impossible_request_is_refused(preset, labels, seeds, message, models
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(preset, stops, tiny_data: Dataset, tmp_path) -> None:
     """Between two penalties, and at the end of an epoch."""
     config = SMALL[preset]
-    run_config = RunConfig(train=config, data=tiny_data.info)
     whole, reports = trained(config, tiny_data)
-    state, resumed = new_state(config, tiny_data), list[StepReport]()
-    for stop in (*stops, None):
-        resumed += itertools.islice(steps(state, config, tiny_data), stop and stop - state.step)
-        path = checkpoint.save_checkpoint(RunFolder(tmp_path), state, run_config)
-        state = new_state(config, tiny_data)
-        checkpoint.restore_checkpoint(checkpoint.read_checkpoint(path), state, run_config)
+    state, again = resumed(config, tiny_data, stops, tmp_path)
     assert_same(state, whole)
-    assert resumed == reports
+    assert again == reports
 
 
 @both

@@ -1,6 +1,5 @@
 """Training of diffusion models: the loop, its draws, its exactness."""
 
-import itertools
 import math
 import os
 import shutil
@@ -11,11 +10,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from pocketdiff import checkpoint
 from pocketdiff.checkpoint import RunConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import TrainingError
-from pocketdiff.folder import RunFolder
 from pocketdiff.methods.diffusion import PRESETS, DiffusionConfig
 from pocketdiff.methods.loop import StepReport, TrainState, batches
 from pocketdiff.model import DiffusionModel
@@ -26,6 +23,7 @@ from tests.helpers import (
     draws,
     model_of,
     new_state,
+    resumed,
     steps,
     tensors,
     trained,
@@ -39,14 +37,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     """Inside an epoch (an epoch is 40 images, 5 steps), at its edge, twice in a row, before the last step."""
     config = tiny_config
     whole, reports = trained(config, tiny_data)
-    state, resumed = new_state(config, tiny_data), list[StepReport]()
-    for stop in (*stops, None):
-        resumed += itertools.islice(steps(state, config, tiny_data), stop and stop - state.step)
-        path = checkpoint.save_checkpoint(RunFolder(tmp_path), state, tiny_run)
-        state = new_state(config, tiny_data)
-        checkpoint.restore_checkpoint(checkpoint.read_checkpoint(path), state, tiny_run)
+    state, again = resumed(config, tiny_data, stops, tmp_path)
     assert_same(state, whole)
-    assert [(r.step, r.seen, r.epoch, r.losses["loss"].item(), r.lr) for r in resumed] == [
+    assert [(r.step, r.seen, r.epoch, r.losses["loss"].item(), r.lr) for r in again] == [
         (r.step, r.seen, r.epoch, r.losses["loss"].item(), r.lr) for r in reports
     ]
 

@@ -6,6 +6,7 @@ Sources: Song et al. 2023 (consistency models), algorithm 2; Geng et al. 2024 (E
 """
 
 import copy
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -145,6 +146,6 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
     def _lower(sigma: Float[Tensor, " b"], progress: float, config: ConsistencyConfig) -> Float[Tensor, " b"]:
         """The lower noise level of each pair. Source: Geng et al. 2024, section 3.2, with k = 8 and b = 1."""
         first, last = config.hop
-        doublings = int(progress * (torch.tensor(last / first).log2().floor().item() + 1))
+        doublings = int(progress * (math.floor(math.log2(last / first)) + 1))
         hop = min(first * 2**doublings, max(first, last))
         return (sigma * (1 - (1 + 8 * torch.sigmoid(-sigma)) / hop)).clamp(min=0)

@@ -1,6 +1,7 @@
 """Scores of a model during its training: lines of ``metrics.jsonl``, and a plot of them."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from pocketdiff import plots
@@ -8,7 +9,7 @@ from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import EvaluationError, SamplingError
 from pocketdiff.evaluation.classifiers import MIN_IMAGES, find_or_train_classifiers
-from pocketdiff.evaluation.reference import Reference
+from pocketdiff.evaluation.reference import Reference, prefixed
 from pocketdiff.evaluation.sample import draw
 from pocketdiff.evaluation.score import MAIN, METRICS, Score, real_baseline, score
 from pocketdiff.files import write_file
@@ -44,12 +45,8 @@ class Scoring:
         """Draws images, scores them and logs the score."""
         if any(line["step"] == step for line in self.log.scores()):
             return
-
-        def scoring(what: str, done: int, total: int) -> None:
-            progress(f"scoring: {what}", done, total)
-
         try:
-            sample = draw(self.model, self.reference, self.n, 0, scoring)
+            sample = draw(self.model, self.reference, self.n, 0, partial(prefixed, progress, "scoring: "))
             figures: dict[str, float | str] = {**_values(score(sample, self.reference))}
         except (EvaluationError, SamplingError) as error:  # A model early in its training may draw blank images.
             _log.warning("no score at %s images: %s", f"{seen:,}", error)
