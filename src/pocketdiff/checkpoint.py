@@ -98,6 +98,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         config = RunConfig.model_validate(about.get("config"))
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_reason(about, error)}") from error
+    length = config.train.length(config.data.train_images or 0)
+    if not RunFolder.has_its_name(path, position.step) or not 0 < position.seen <= length:
+        fault = f"holds step {position.step}, after {position.seen} of {length} images, which does not fit its name"
+        raise CheckpointError(f"{path}: {fault} or its config; use another checkpoint")
     return Checkpoint(path, position, config, tensors)
 
 
@@ -163,7 +167,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
     tensors, about = read_tensors(path)
     if about.get("format") != FORMAT or not about.keys() <= {"format", "kind", "train", "data", "plugins"}:
         raise CheckpointError(
-            f"{path}: has the format {about.get('format')!r} and this version reads {FORMAT}; use the version of "
+            f"{path}: has the format {about.get('format')!r:.40} and this version reads {FORMAT}; use the version of "
             "pocketdiff that wrote it"
         )
     train = about.get("train")
@@ -173,11 +177,14 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
         config = RunConfig.model_validate({"train": train, "data": about.get("data")})
         if about.get("kind") != config.train.kind:
             raise ValueError("kind and config differ")
-        method = METHODS.find(config.train.kind)
-        model = method.model(method.build(config.train, config.data), config.train, config.data)
-        model.net.load_state_dict(tensors)
+        with torch.device("meta"):  # Shapes only: a small file may ask for a large network.
+            wanted = _shapes(_new_model(config).net.state_dict())
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {_reason(about, error)}") from error
+    if fault := next((name for name, _ in sorted(wanted.items() ^ _shapes(tensors).items())), None):
+        raise CheckpointError(f"{path}: its config does not fit its tensor {fault!r}; use the version that wrote it")
+    model = _new_model(config)
+    model.net.load_state_dict(tensors)
     model.net.requires_grad_(False).to(device)
     return model
 
@@ -192,11 +199,21 @@ def with_sampling(model: ImageModel, sampling: SamplingConfig) -> ImageModel:
     return model.with_sampling(sampling, None if sampling.guide is None else load(sampling.guide, model.device))
 
 
+def _new_model(config: RunConfig) -> ImageModel:
+    method = METHODS.find(config.train.kind)
+    return method.model(method.build(config.train, config.data), config.train, config.data)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def _reason(about: object, error: Exception) -> str:
     """Why a file's config cannot be used: a plug-in that is missing, or another version."""
-    message = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
-    message = message.removeprefix("Value error, ")
-    if not message.startswith("there is no "):
+    faults = [str(fault["msg"]) for fault in error.errors()] if isinstance(error, ValidationError) else []
+    unknown = (text.removeprefix("Value error, ") for text in faults)
+    message = next((text for text in unknown if text.startswith("there is no ")), None)
+    if message is None:
         return "its config is not valid in this version of pocketdiff; use the version that wrote it"
     needed = about.get("plugins") if isinstance(about, Mapping) else None
     for entry in needed if isinstance(needed, list) else []:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 
-from pocketdiff.data import AUGMENTATIONS, MAX_SIDE, MIN_SIDE
+from pocketdiff.data import AUGMENTATIONS, Side
 from pocketdiff.denoiser import PARAMETERIZATIONS
 from pocketdiff.frozen import Frozen
 from pocketdiff.nets import NETS, NetConfig
@@ -18,10 +18,9 @@ from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import learning_rate
 from pocketdiff.registry import Named, OneOf
 from pocketdiff.samplers import SAMPLERS, Sampler, sampler_options
-from pocketdiff.schedule import SCHEDULES, Karras, LogNormal, Schedule, grid
+from pocketdiff.schedule import MAX_LEVELS, SCHEDULES, Karras, LogNormal, Schedule, grid
 
 Level = Annotated[float, Field(ge=0)]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 AnyNet = Annotated[NetConfig, OneOf(NETS)]
 AnySchedule = Annotated[Schedule, OneOf(SCHEDULES)]
 
@@ -37,7 +36,7 @@ class SamplingConfig(Frozen):
 
     sampler: Annotated[str, Named(SAMPLERS)] = "dpmpp_2m"
     """The rule for each step."""
-    steps: int | None = Field(8, ge=1, le=100_000)
+    steps: int | None = Field(8, ge=1, le=MAX_LEVELS)
     """Number of steps, one denoiser call each (heun: two); none: one step for each level of the schedule."""
     scale: float = Field(1.4, ge=0, allow_inf_nan=False)
     """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
@@ -165,11 +164,13 @@ class DenoiserConfig(MethodConfig):
     """Whether to use torch.compile, which takes a minute before the first step."""
     gifs_every: int | None = Field(None, ge=1)
     """Epochs between two sets of GIFs (default: at most two sets in a run); the end of the run always has one."""
-    gif_steps: int | None = Field(30, ge=1, le=100_000)
+    gif_steps: int | None = Field(30, ge=1, le=MAX_LEVELS)
     """Sampling steps in GIFs, at most one for each level of the schedule; none: the sampler's own number of steps."""
     gif_stride: int | None = Field(None, ge=1)
     """GIFs show each step t = T..1 that is T, a multiple of this, or below 8; none: every step."""
-    guidance_strengths: tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...] = (0.0, 0.5, 2.0)
+    guidance_strengths: Annotated[
+        tuple[Annotated[float, Field(ge=-1, allow_inf_nan=False)], ...], Field(max_length=16)
+    ] = (0.0, 0.5, 2.0)
     """Guidance strengths w = scale - 1 of the pictures."""
     sampling: SamplingConfig = SamplingConfig()
     """How the finished model is sampled by default."""

@@ -37,7 +37,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in a folder or below it."""
+    """Removes the temporary files that a killed process left in a folder or below it; of a link, only the link."""
     for path in folder.rglob(".*.tmp"):
         _remove(path)
 
@@ -60,7 +60,7 @@ def _renamed_to(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

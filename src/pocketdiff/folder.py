@@ -33,6 +33,11 @@ class RunFolder:
         """The checkpoint of a step."""
         return self.checkpoints / f"step-{step:08d}.safetensors"
 
+    @staticmethod
+    def has_its_name(checkpoint: Path, step: int) -> bool:
+        """Whether a checkpoint has the name of its step, or a name without a step, as a copy may have."""
+        return not checkpoint.match("step-*.safetensors") or checkpoint.name == RunFolder("").checkpoint(step).name
+
     def saved_checkpoints(self) -> list[Path]:
         """All checkpoints, the newest first."""
         return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)

@@ -1,11 +1,15 @@
 """Import of models that other programs trained. The only place that reads a ``.pth``, as data and never as code."""
 
-import warnings
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketdiff.data import DataInfo
 from pocketdiff.errors import CheckpointError
@@ -15,7 +19,12 @@ from pocketdiff.nets.context_unet import SIDE, ContextUnetConfig
 from pocketdiff.schedule import DiscreteBeta
 
 _NET = "nn_model."
-_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64}
+_MAX_PICKLE = 2**20
+"""Limit of the pickle's size; the script's has 15 kB."""
+_DTYPES = {
+    "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64, "LongStorage": torch.int64,
+}  # fmt: skip
 
 
 def import_ddpm(path: Path | str) -> DiffusionModel:
@@ -85,27 +94,154 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError("is a folder" if path.is_dir() else "no such file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many kinds on damaged files.
+        with zipfile.ZipFile(path) as archive:
+            return _unpacked(archive, path.stat().st_size)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError("cannot be read as a state dict of PyTorch 1.6 or newer") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # Damaged files and pickles fail in many ways.
         raise CheckpointError(f"cannot be read as a state dict ({type(error).__name__})") from error
-    # The file may have set any attribute on its dict and tensors, so only the types' own methods are called.
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in dict.keys(state)):
+
+
+def _unpacked(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
+    """The tensors in an archive of ``size`` bytes. A small file may claim any size, so sizes are checked first."""
+    members = archive.infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in members) or sum(m.file_size for m in members) > size:
+        raise CheckpointError("is compressed, or claims more data than it holds, as torch.save never does")
+    (pickle,) = (each for each in members if each.filename.endswith("/data.pkl"))
+    if pickle.file_size > _MAX_PICKLE:
+        raise CheckpointError(f"has a pickle of {pickle.file_size:,} bytes, too many for the script's model")
+    state = _Machine().evaluate(archive.read(pickle))
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("is not a state dict")
-    tensors = dict(dict.items(state))
-    if strange := [name for name, tensor in tensors.items() if not _is_plain(tensor)]:
+    if strange := [name for name, tensor in state.items() if not isinstance(tensor, _Packed)]:
         raise CheckpointError(f"{strange[0]!r} is not a plain tensor")
+    if sum(math.prod(each.shape) * each.storage.dtype.itemsize for each in state.values()) > size:
+        raise CheckpointError("has tensors that claim more data than it holds")
+    folder = pickle.filename.removesuffix("data.pkl") + "data/"
+    keys = {each.storage.key for each in state.values()}
+    values = {key: bytearray(archive.read(folder + key)) for key in keys}
+    tensors = {name: each.tensor(values[each.storage.key]) for name, each in state.items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _is_plain(tensor: object) -> bool:
-    """Whether this is a plain tensor with all its data; a few bytes can claim to be a tensor of any size."""
-    if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
-        return False
-    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+class _Storage:
+    """The values of tensors: the member ``data/KEY`` of the archive."""
+
+    def __init__(self, what: Any, dtype: Any, key: Any, _device: Any, _numel: Any) -> None:
+        if what != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
+            raise CheckpointError("holds something else than tensors")
+        self.dtype, self.key = dtype, key
+
+
+class _Packed:
+    """A tensor whose values were not read yet: ``torch._utils._rebuild_tensor_v2``."""
+
+    def __init__(
+        self, storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> None:
+        numbers = (offset, *shape, *stride)
+        if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
+            raise CheckpointError("holds something else than tensors")
+        self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
+
+    def tensor(self, values: bytearray) -> Tensor:
+        """The tensor; raises RuntimeError if there are too few values."""
+        dtype = self.storage.dtype
+        flat = torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
+        return flat.as_strided(self.shape, self.stride, self.offset)
+
+
+_GLOBALS: dict[str, Any] = {
+    "collections OrderedDict": lambda *_: {},  # The items follow.
+    "torch._utils _rebuild_tensor_v2": _Packed,
+    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch {name}": dtype for name, dtype in _DTYPES.items()},
+}
+"""All that the pickle of a state dict names, and what stands for it here."""
+
+
+class _Machine:
+    """Evaluates a pickle by the operations that torch.save uses for a state dict. Other operations are refused, nothing
+    is imported, and the attributes of objects are dropped.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []  # The stacks below each mark.
+        self.memo: dict[int, Any] = {}
+
+    def evaluate(self, pickle: bytes) -> object:
+        """The object of a pickle."""
+        for opcode, value, _ in pickletools.genops(pickle):
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            if opcode.name not in _OPERATIONS:
+                raise CheckpointError(f"has the pickle operation {opcode.name}, which is no part of a state dict")
+            _OPERATIONS[opcode.name](self, value)
+        raise EOFError
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop(self, count: int) -> list[Any]:
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        self.push(self.memo[index])
+
+    def find(self, name: str) -> None:
+        if name not in _GLOBALS:
+            raise CheckpointError(f"names {name!r:.80}, which is no part of a state dict")
+        self.push(_GLOBALS[name])
+
+    def call(self) -> None:
+        function, arguments = self.pop(2)
+        self.push(function(*arguments))
+
+    def set_items(self, items: list[Any]) -> None:
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(name, str):  # To hash a nested tuple can take forever.
+                raise CheckpointError("is not a state dict")
+            self.stack[-1][name] = value
+
+
+_OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
+    "PROTO": lambda _machine, _version: None,
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    **dict.fromkeys(("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
+    "MARK": lambda machine, _: machine.mark(),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
+    "GLOBAL": _Machine.find,
+    "REDUCE": lambda machine, _: machine.call(),
+    "BINPERSID": lambda machine, _: machine.push(_Storage(*machine.stack.pop())),
+    "BUILD": lambda machine, _: machine.pop(1),
+}
 
 
 def _describe(state: dict[str, Tensor]) -> tuple[ContextUnetConfig, DiscreteBeta, int, int]:

@@ -336,10 +336,11 @@ class _Counter:
 
 
 def build_net(config: Any, info: DataInfo) -> Any:
-    """A new network of ``config.net`` in eval mode, on the CPU; torch's own generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        # torch's CPU generator uses 32 bits of a seed, so it gets 32 bits that depend on all of them.
-        torch.manual_seed(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32)))
+    """A new network of ``config.net`` in eval mode, in float32, on the CPU, or on meta inside ``torch.device("meta")``;
+    torch's own generator is left as it was.
+    """
+    # torch's CPU generator uses 32 bits of a seed, so it gets 32 bits that depend on all of them.
+    with rng.initial_weights(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32))):
         net = config.net.build((info.channels, info.height, info.width), len(info.classes))
     return net.to(memory_format=torch.channels_last).eval()
 

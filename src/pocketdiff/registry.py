@@ -17,7 +17,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from pocketdiff.errors import PluginError
-from pocketdiff.frozen import Frozen
+from pocketdiff.frozen import Frozen, Text
 
 Entry = TypeVar("Entry")
 
@@ -105,10 +105,10 @@ class OneOf:
 class Plugin(Frozen):
     """An entry from outside the package that a config needs, with its module and, if installed, ``name==version``."""
 
-    noun: str
-    name: str
-    module: str
-    package: str | None = None
+    noun: Text
+    name: Text
+    module: Text
+    package: Text | None = None
 
     def remedy(self) -> str:
         """How to make it available."""

@@ -6,7 +6,8 @@ and the index is part of its counter, 2^192 draws away from the next index. (tor
 bits of a seed, and the values of ``torch.randn`` depend on the size of the tensor.)
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 
@@ -43,6 +44,21 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     key = np.array([seed & _MASK, stream & _MASK], dtype=np.uint64)
     counter = np.array([0, 0, 0, index & _MASK], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@contextlib.contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Networks that are built inside get float32 weights that depend on this seed (of 32 bits) only; torch's generator
+    and its default dtype are then as they were.
+    """
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def permutation(seed: int, stream: int, index: int, n: int) -> Int[Tensor, " n"]:

@@ -10,7 +10,7 @@ To add a schedule, subclass `Range` with a ``kind`` and a ``__call__`` and add t
 """
 
 import math
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from pocketdiff.frozen import Frozen
 from pocketdiff.registry import Registry
 
+MAX_LEVELS = 10_000
+"""The most noise levels of a chain, and the most steps of a sampler: a config from a stranger stays cheap to read."""
 _HIGHEST = 1e30  # upper bound for noise levels, far enough below float32's limit
 
 
@@ -165,7 +167,7 @@ class DiscreteBeta(Frozen):
     """
 
     kind: Literal["discrete_beta"] = "discrete_beta"
-    timesteps: int = Field(1000, ge=1, le=100_000)
+    timesteps: int = Field(1000, ge=1, le=MAX_LEVELS)
     """T, the number of steps of the chain."""
     beta_start: float = Field(1e-4, gt=0, lt=1)
     """beta_1, the variance of the first step's noise."""
@@ -210,11 +212,11 @@ class DiscreteBeta(Frozen):
         return self.sigmas.to(u.device)[t].to(u.dtype)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _chain(schedule: DiscreteBeta) -> Float[Tensor, " entries"]:
     """sigma_0 to sigma_T. DDPM's sigma_0 is 0, because its product starts at beta_1."""
     beta = torch.linspace(
-        schedule.beta_start, schedule.beta_end, schedule.timesteps + schedule.zeroth, dtype=torch.float64
+        schedule.beta_start, schedule.beta_end, schedule.timesteps + schedule.zeroth, dtype=torch.float64, device="cpu"
     )
     if not schedule.zeroth:
         beta = torch.cat([beta.new_zeros(1), beta])

@@ -29,13 +29,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_tensors` wrote; raises CheckpointError if the file is missing, damaged, or something else."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            about = dict(json.loads((file.metadata() or {})[_METADATA_KEY]))
+            sha256 = about.pop("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); copy the file again") from error
-    try:
-        about = dict(json.loads(metadata[_METADATA_KEY]))
-        sha256 = about.pop("sha256")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: was not written by pocketdiff; give a file that pocketdiff saved") from error
     if sha256 != fingerprint(tensors, about):

@@ -1,5 +1,9 @@
 """Import of what the original script saved: its equations in float32 on one side, pocketdiff's model on the other."""
 
+import struct
+import time
+import tracemalloc
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -122,19 +126,22 @@ Change = Callable[[dict[str, Tensor]], object]
             "has invalid values",
         ),
         (lambda s: s["nn_model.up1.model.1.conv1.1.running_var"].neg_(), "running_var' has invalid values"),
-        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1).to(torch.float8_e4m3fn)}), "is not a plain tensor"),
+        (
+            lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1).to(torch.float8_e4m3fn)}),
+            "names 'torch._utils _re",
+        ),
         (
             lambda s: s.update({"nn_model.out.3.bias": torch.nested.nested_tensor([torch.zeros(1)])}),
-            "is not a plain tensor",
+            "names 'torch._utils _rebuild_nested_tensor'",
         ),
-        (lambda s: setattr(s["nn_model.out.3.bias"], "numel", 3), "is not a plain tensor"),
+        (lambda s: setattr(s["nn_model.out.3.bias"], "numel", 3), "names 'torch._tensor _rebuild_from_type_v2'"),
         (lambda s: s.update({"two\nlines": torch.zeros(1)}), "has 'two\\nlines'"),
         (lambda s: s.update(sqrt_beta_t=torch.full((31,), 1e200, dtype=torch.float64)), "cannot be"),
-        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1, dtype=torch.cfloat)}), "is not a plain tensor"),
-        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1).to_sparse()}), "is not a plain tensor"),
+        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1, dtype=torch.cfloat)}), "names 'torch Complex"),
+        (lambda s: s.update({"nn_model.out.3.bias": torch.zeros(1).to_sparse()}), "names 'torch._utils _rebuild_sp"),
         (
             lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(1).expand(10**9, 1, 3, 3)}),
-            "is not a plain tensor",
+            "claim more data than it holds",
         ),
         (lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(12, 1, 3, 3)}), "n_feat cannot be 12"),
         (lambda s: s.update({"nn_model.init_conv.conv1.0.weight": torch.zeros(8, 2, 3, 3)}), "2 channels"),
@@ -187,6 +194,55 @@ def test_other_content_is_refused_and_never_run(what: object, file: Path, tmp_pa
     torch.save(what, file)
     refused(file, "script's torch.save")
     assert not Path("owned").exists()
+
+
+def zipped(file: Path, pickle: bytes, members: dict[str, bytes] | None = None, compression: int = 0) -> None:
+    """An archive as torch.save writes it, with this pickle."""
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in {"data.pkl": pickle, **(members or {})}.items():
+            archive.writestr(f"model/{name}", content)
+
+
+def claimed_size(file: Path) -> None:
+    """The directory of the archive claims that a member has 3 GB."""
+    zipped(file, b"\x80\x02}.", {"data/0": bytes(10)})
+    content = file.read_bytes()
+    at = content.rindex(b"PK\x01\x02")
+    file.write_bytes(content[: at + 20] + struct.pack("<II", 3 << 30, 3 << 30) + content[at + 28 :])
+
+
+LARGE = b"\x8a\x05\x00\xca\x9a\x3b\x00"  # 10**9
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+TENSOR = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00%sttRs."
+NESTED = b"\x80\x02}X\x01\x00\x00\x00a" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(64)) + b"K\x00s."
+BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a call": (lambda f: zipped(f, b"c__builtin__\nbytearray\n" + LARGE + b"\x85R."), "names '__builtin__ bytearray'"),
+    "a call without an archive": (
+        lambda f: f.write_bytes(b"c__builtin__\nbytearray\n" + LARGE + b"\x85R."), "of PyTorch 1.6 or newer"),
+    "a found global": (lambda f: zipped(f, b"\x8c\x08builtins\x8c\x03int\x93."), "operation SHORT_BINUNICODE"),
+    "deflated": (lambda f: zipped(f, b"}.", {"data/0": bytes(2**28)}, zipfile.ZIP_DEFLATED), "is compressed"),
+    "a deflated pickle": (lambda f: zipped(f, bytes(2**28), compression=zipfile.ZIP_DEFLATED), "is compressed"),
+    "a large pickle": (lambda f: zipped(f, b"N" * 2**21 + b"."), "has a pickle of 2,097,153 bytes"),
+    "a member of 3 GB": (claimed_size, "claims more data than it holds"),
+    "nested tuples": (lambda f: zipped(f, NESTED), "is not a state dict"),
+    "a large shape": (
+        lambda f: zipped(f, TENSOR % (b"(" + LARGE + b"t(K\x00"), {"data/0": bytes(4)}), "claim more data"),
+    "a tuple in a shape": (lambda f: zipped(f, TENSOR % (b"(" + LARGE + b"K\x01\x85t(K\x00")), "something else than"),
+    "a large memo": (lambda f: zipped(f, b"}r\xff\xff\xff\xffX\x01\x00\x00\x00aNs."), "'a' is not a plain tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_at_once_and_without_memory(name: str, file: Path) -> None:
+    write, message = BOMBS[name]
+    write(file)
+    began = time.perf_counter()
+    tracemalloc.start()
+    refused(file, message)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert time.perf_counter() - began < 1
+    assert peak < 20e6
 
 
 def test_files_without_a_state_dict_are_refused(file: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from pocketdiff.data.arrays import read_npz
@@ -25,7 +25,7 @@ from pocketdiff.data.folder import RESIZE, read_image_folder, read_loose_images
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
 from pocketdiff.data.source import Reader, Size, Source, Split, check_images, check_labels, resize
 from pocketdiff.errors import DataError
-from pocketdiff.frozen import Frozen
+from pocketdiff.frozen import Frozen, Sha256
 from pocketdiff.registry import Registry
 from pocketdiff.rng import Stream, permutation
 
@@ -36,6 +36,7 @@ __all__ = [
 
 MIN_SIDE, MAX_SIDE = 16, 64
 """The supported image sizes, in pixels."""
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 
 Array = np.ndarray | Tensor | Sequence[Any]
 
@@ -56,26 +57,35 @@ def plain_names(classes: tuple[str, ...]) -> tuple[str, ...]:
     return classes
 
 
+_Images = Annotated[int, Field(ge=1, lt=2**63)]
+
+
 class DataInfo(Frozen):
     """What a model needs to know about its data; stored in its file."""
 
-    channels: int
+    channels: Literal[1, 3]
     """1 for grey, 3 for RGB."""
-    height: int
-    width: int
+    height: Side
+    width: Side
     """Both in pixels."""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     """A name for each class index."""
     ink: bool
     """Whether the images are light strokes on black, which pictures show inverted, as dark ink on white."""
-    train_images: int | None
+    train_images: _Images | None
     """Size of the training split; None if it is not known, as for an imported model."""
-    test_images: int | None
+    test_images: _Images | None
     """Size of the test split; None if it is not known."""
-    sha256: str | None
+    sha256: Sha256 | None
     """Hash of all pixels and labels: equal hashes mean equal data; None if it is not known."""
 
     _plain_names = field_validator("classes")(plain_names)
+
+    @model_validator(mode="after")
+    def _all_known(self) -> "DataInfo":
+        if len({fact is None for fact in (self.train_images, self.test_images, self.sha256)}) > 1:
+            raise ValueError("train_images, test_images and sha256 must be known together")
+        return self
 
 
 @dataclass(frozen=True)

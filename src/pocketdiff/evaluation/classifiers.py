@@ -117,8 +117,7 @@ class Classifiers(NamedTuple):
 
 def build(kind: str, info: DataInfo) -> FeatureNet | Reader:
     """A new classifier; its kind decides the initial weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(list(KINDS).index(kind))
+    with rng.initial_weights(list(KINDS).index(kind)):
         return KINDS[kind](info.channels, len(info.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation.distances import Estimate
-from pocketdiff.frozen import Frozen
+from pocketdiff.frozen import Frozen, Sha256, Text
 from pocketdiff.model import SamplingFacts
-from pocketdiff.records import Amount, Count, Hardware, Sha256, Summary, Text, Versions
+from pocketdiff.records import Amount, Count, Hardware, Summary, Versions
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Interval = tuple[Finite, Finite]

@@ -19,6 +19,7 @@ from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
+from pocketdiff.frozen import Sha256
 from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
 from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
@@ -26,6 +27,7 @@ from pocketdiff.tensors import fingerprint
 
 _TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")
 """Fields that the student takes from its teacher."""
+_Hop = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
 
 class ConsistencyConfig(DenoiserConfig):
@@ -34,7 +36,7 @@ class ConsistencyConfig(DenoiserConfig):
     kind: Literal["consistency"] = "consistency"
     teacher: str | None = None
     """The teacher: a finished run, or a model file."""
-    teacher_sha256: str | None = None
+    teacher_sha256: Sha256 | None = None
     """Of the teacher's weights; the run fills it in."""
     teacher_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Guidance scale of the teacher; none: the teacher's own sampling scale."""
@@ -42,7 +44,7 @@ class ConsistencyConfig(DenoiserConfig):
     """Spreads the noise levels of training."""
     highest: float = Field(0.15, ge=0, le=1)
     """Fraction of the images at the highest noise level, where drawing starts."""
-    hop: tuple[Annotated[float, Field(gt=1)], Annotated[float, Field(gt=1)]] = (4.0, 64.0)
+    hop: tuple[_Hop, _Hop] = (4.0, 64.0)
     """The teacher's step is about 1 / hop of the noise level; hop doubles in the run, from the first to the second."""
     huber: float = Field(0.03, ge=0, allow_inf_nan=False)
     """Where the pseudo-Huber loss turns from squares to absolute values, per square root of the image's values."""

@@ -37,7 +37,9 @@ class NetConfig(Protocol):
         """Its key in ``NETS``."""
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        """A new `Network` for images of this shape; torch's generator decides its weights."""
+        """A new `Network` for images of this shape; torch's generator decides its weights. It must also work under
+        ``torch.device("meta")``, because a model file's tensors are compared with these shapes before it is built.
+        """
 
 
 @runtime_checkable
@@ -53,7 +55,7 @@ class GanNet(NetConfig, Protocol):
         """Size of the generator's noise vector."""
 
     def build(self, shape: Shape, num_classes: int) -> Gan:
-        """New networks for images of this shape."""
+        """New networks for images of this shape, as in `NetConfig`."""
 
 
 NETS: Registry[type[NetConfig]] = Registry(

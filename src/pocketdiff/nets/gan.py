@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pocketdiff.frozen import Frozen
-from pocketdiff.nets.unet import FOLD, Block, Widths
+from pocketdiff.nets.unet import FOLD, MAX_EMBEDDING, MAX_WIDTH, Block, Widths
 from pocketdiff.registry import Registry
 
 _SLOPE = 0.2  # of the leaky ReLUs, for negative inputs
@@ -67,7 +67,7 @@ class Gan(nn.Module):
         self.generator, self.discriminator = generator, discriminator
 
 
-Hidden = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(min_length=1, max_length=8)]
+Hidden = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...], Field(min_length=1, max_length=8)]
 """Widths of hidden layers."""
 
 
@@ -76,7 +76,7 @@ class MlpGanConfig(Frozen):
 
     kind: Literal["mlp"] = "mlp"
     conditional: ClassVar[bool] = False
-    latent: int = Field(100, ge=1, le=4096)
+    latent: int = Field(100, ge=1, le=MAX_EMBEDDING)
     """Size of the generator's noise vector."""
     generator: Hidden = (256, 512, 1024)
     """Widths of the generator's hidden layers."""
@@ -135,11 +135,11 @@ class ConvGanConfig(Frozen):
 
     kind: Literal["conv"] = "conv"
     conditional: ClassVar[bool] = True
-    latent: int = Field(64, ge=1, le=4096)
+    latent: int = Field(64, ge=1, le=MAX_EMBEDDING)
     """Size of the generator's noise vector."""
     widths: Widths = (32, 64)
     """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
-    embedding: int = Field(64, ge=8)
+    embedding: int = Field(64, ge=8, le=MAX_EMBEDDING)
     """Size of the label embedding."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:

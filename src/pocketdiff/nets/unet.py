@@ -17,12 +17,16 @@ from pocketdiff.frozen import Frozen
 FOLD = 2
 """Side of the square of pixels that space-to-depth moves into channels, at the input and between levels."""
 
+MAX_WIDTH = 1024
+"""The most channels or features of a layer, here and in the GANs."""
+MAX_EMBEDDING = 4096
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def _grouped(widths: tuple[int, ...]) -> tuple[int, ...]:
-    if any(width < 8 or width % 8 for width in widths):
-        raise ValueError(f"widths must be multiples of 8, not {widths}")
+    if any(width not in range(8, MAX_WIDTH + 1, 8) for width in widths):
+        raise ValueError(f"widths must be multiples of 8, at most {MAX_WIDTH}, not {widths}")
     return widths
 
 
@@ -36,9 +40,9 @@ class UNetConfig(Frozen):
     kind: Literal["unet"] = "unet"
     widths: Widths = (32, 64)
     """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
-    blocks: int = Field(2, ge=1)
+    blocks: int = Field(2, ge=1, le=16)
     """Residual blocks at each level on the way down, and the same number on the way up."""
-    embedding: int = Field(128, ge=8)
+    embedding: int = Field(128, ge=8, le=MAX_EMBEDDING)
     """Size of the embedding of noise level and label."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> "UNet":
