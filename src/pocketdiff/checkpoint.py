@@ -21,6 +21,7 @@ from pocketdiff.frozen import Frozen
 from pocketdiff.methods import METHODS
 from pocketdiff.methods.loop import TrainState
 from pocketdiff.model import FORMAT, ImageModel
+from pocketdiff.nets import shapes_only
 from pocketdiff.records import Amount, Count
 from pocketdiff.registry import OneOf, Plugin, plugins
 from pocketdiff.tensors import read_tensors, write_tensors
@@ -177,7 +178,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
         config = RunConfig.model_validate({"train": train, "data": about.get("data")})
         if about.get("kind") != config.train.kind:
             raise ValueError("kind and config differ")
-        with torch.device("meta"):  # Shapes only: a small file may ask for a large network.
+        with shapes_only():  # A small file may ask for a large network.
             wanted = _shapes(_new_model(config).net.state_dict())
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {_reason(about, error)}") from error

@@ -15,6 +15,7 @@ from pocketdiff.data import DataInfo
 from pocketdiff.errors import CheckpointError
 from pocketdiff.methods.diffusion import PRESETS, DiffusionConfig
 from pocketdiff.model import DiffusionModel, build_denoiser
+from pocketdiff.nets import shapes_only
 from pocketdiff.nets.context_unet import SIDE, ContextUnetConfig
 from pocketdiff.schedule import DiscreteBeta
 
@@ -46,7 +47,7 @@ def import_ddpm(path: Path | str) -> DiffusionModel:
 def _model(state: dict[str, Tensor]) -> DiffusionModel:
     """The model of a state dict; raises CheckpointError with the first fault, as the functions below do."""
     net, schedule, classes, channels = _describe(state)
-    with torch.device("meta"):  # Shapes only: a small file may claim a large network.
+    with shapes_only():  # A small file may claim a large network.
         weights = net.build((channels, SIDE, SIDE), classes).state_dict()
     tables = _tables(schedule)
     expected = {**tables, **{_NET + name: weight for name, weight in weights.items()}}
@@ -138,9 +139,7 @@ class _Storage:
 class _Packed:
     """A tensor whose values were not read yet: ``torch._utils._rebuild_tensor_v2``."""
 
-    def __init__(
-        self, storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
-    ) -> None:
+    def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
         numbers = (offset, *shape, *stride)
         if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 2**40 for n in numbers):
             raise CheckpointError("holds something else than tensors")

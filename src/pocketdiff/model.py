@@ -336,9 +336,7 @@ class _Counter:
 
 
 def build_net(config: Any, info: DataInfo) -> Any:
-    """A new network of ``config.net`` in eval mode, in float32, on the CPU, or on meta inside ``torch.device("meta")``;
-    torch's own generator is left as it was.
-    """
+    """A new network of ``config.net`` in eval mode, in float32, on the CPU; torch's own generator is left as it was."""
     # torch's CPU generator uses 32 bits of a seed, so it gets 32 bits that depend on all of them.
     with rng.initial_weights(int(rng.generator(config.seed, rng.Stream.INIT).integers(2**32))):
         net = config.net.build((info.channels, info.height, info.width), len(info.classes))

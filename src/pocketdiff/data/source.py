@@ -18,6 +18,10 @@ MAX_BYTES = 2**31
 """Limit of the unpacked size of one file, or of one folder's images; all images are kept in memory."""
 
 
+_PIECE = 2**24
+"""Bytes read at once: to read the size that a header claims would allocate it, however short the file."""
+
+
 class Split(NamedTuple):
     """Images and labels as they were read: numpy arrays or tensors, checked by `check_images` and `check_labels`."""
 
@@ -49,7 +53,9 @@ def read_array(
     size = math.prod(shape) * dtype.itemsize
     if size > MAX_BYTES:
         raise DataError(f"{what} claims {size:,} bytes, over the limit of {MAX_BYTES:,}; replace the file")
-    body = read(size + 1)
+    body = bytearray()
+    while len(body) <= size and (piece := read(min(size + 1 - len(body), _PIECE))):
+        body += piece
     if len(body) != size:
         found = f"ends after {len(body):,}" if len(body) < size else "has more"
         raise DataError(f"{what} of shape {shape} takes {size:,} bytes, but the file {found}; replace it")

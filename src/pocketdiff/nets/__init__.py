@@ -3,9 +3,13 @@
 To add one, write its file and add its config class to ``NETS``; for a GAN's pair of networks, to ``GANS``.
 """
 
-from typing import Protocol, runtime_checkable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.gan import ConvGanConfig, Gan, MlpGanConfig
@@ -37,8 +41,8 @@ class NetConfig(Protocol):
         """Its key in ``NETS``."""
 
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
-        """A new `Network` for images of this shape; torch's generator decides its weights. It must also work under
-        ``torch.device("meta")``, because a model file's tensors are compared with these shapes before it is built.
+        """A new `Network` for images of this shape; torch's generator decides its weights. It must also work inside
+        `shapes_only`, because a model file's tensors are compared with these shapes before the network is built.
         """
 
 
@@ -63,3 +67,22 @@ NETS: Registry[type[NetConfig]] = Registry(
 )
 
 GANS: Registry[type[GanNet]] = Registry("GAN", "pocketdiff.gans", {"mlp": MlpGanConfig, "conv": ConvGanConfig})
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks that are built inside, on torch's device meta, have shapes but no values, so even the largest takes no
+    memory and little time.
+    """
+    with torch.device("meta"), _NoInit():
+        yield
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips ``torch.nn.init``: on meta it does nothing, but makes torch import 800 modules."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

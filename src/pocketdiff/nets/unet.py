@@ -40,7 +40,7 @@ class UNetConfig(Frozen):
     kind: Literal["unet"] = "unet"
     widths: Widths = (32, 64)
     """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
-    blocks: int = Field(2, ge=1, le=16)
+    blocks: int = Field(2, ge=1, le=32)
     """Residual blocks at each level on the way down, and the same number on the way up."""
     embedding: int = Field(128, ge=8, le=MAX_EMBEDDING)
     """Size of the embedding of noise level and label."""
@@ -140,7 +140,9 @@ class Embedding(nn.Module):
 
     def __init__(self, num_classes: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.pi * 2 ** torch.linspace(-3, 3, size // 4), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.pi * 2 ** torch.linspace(-3, 3, size // 4, device="cpu"), persistent=False
+        )
         self.noise = nn.Linear(size // 4 * 2, size)
         self.label = nn.Embedding(num_classes + 1, size)
         self.out = nn.Linear(size, size)

@@ -55,5 +55,5 @@ def _step(line: str) -> float:
     """The step of a line; infinite if a power cut damaged the line."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return math.inf
