@@ -49,7 +49,8 @@ from pocketdiff.evaluation import ScoreFile, comparison
 from pocketdiff.folder import RunFolder
 from pocketdiff.importer import _tables, import_ddpm
 from pocketdiff.methods.loop import train
-from pocketdiff.nets import ContextUnetConfig, ConvGanConfig, MlpGanConfig
+from pocketdiff.nets.context_unet import ContextUnetConfig
+from pocketdiff.nets.gan import ConvGanConfig, MlpGanConfig
 from pocketdiff.records import hardware, versions
 from pocketdiff.run.log import MetricsLog
 from pocketdiff.schedule import DiscreteBeta

@@ -182,8 +182,9 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
             wanted = _shapes(_new_model(config).net.state_dict())
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {_reason(about, error)}") from error
-    if fault := next((name for name, _ in sorted(wanted.items() ^ _shapes(tensors).items())), None):
-        raise CheckpointError(f"{path}: its config does not fit its tensor {fault!r}; use the version that wrote it")
+    if differing := sorted(name for name, _ in wanted.items() ^ _shapes(tensors).items()):
+        name = differing[0]
+        raise CheckpointError(f"{path}: its config does not fit its tensor {name!r}; use the version that wrote it")
     model = _new_model(config)
     model.net.load_state_dict(tensors)
     model.net.requires_grad_(False).to(device)
@@ -211,10 +212,10 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _reason(about: object, error: Exception) -> str:
     """Why a file's config cannot be used: a plug-in that is missing, or another version."""
-    faults = [str(fault["msg"]) for fault in error.errors()] if isinstance(error, ValidationError) else []
-    unknown = (text.removeprefix("Value error, ") for text in faults)
-    message = next((text for text in unknown if text.startswith("there is no ")), None)
-    if message is None:
+    faults = error.errors() if isinstance(error, ValidationError) else []
+    messages = [str(fault["msg"]).removeprefix("Value error, ") for fault in faults]
+    message = next((text for text in messages if text.startswith("there is no ")), "")
+    if not message:
         return "its config is not valid in this version of pocketdiff; use the version that wrote it"
     needed = about.get("plugins") if isinstance(about, Mapping) else None
     for entry in needed if isinstance(needed, list) else []:

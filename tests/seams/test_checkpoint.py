@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from pocketdiff.checkpoint import Checkpoint, RunConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import CheckpointError, TrainingError
 from pocketdiff.folder import RunFolder
+from pocketdiff.guidance import guide
 from pocketdiff.methods.diffusion import DiffusionConfig
+from pocketdiff.methods.gan import GanConfig
 from pocketdiff.methods.loop import TrainState
 from pocketdiff.model import DiffusionModel
-from tests.helpers import assert_same, flip_bit, metadata, model_of, new_state, signed, steps
+from pocketdiff.nets.gan import MlpGanConfig
+from tests.helpers import assert_same, flip_bit, metadata, model_of, new_state, signed, steps, trained
 
 OLD = Path(__file__).parent / "data"
 """Model files that commit 0935374 wrote, each with the images that it drew for the seeds 0 to 9."""
@@ -182,6 +186,48 @@ def test_a_checkpoint_of_other_code_is_one_sentence(state, tiny_config, tiny_dat
         assert "\n" not in str(error.value)
 
 
+def test_no_flipped_bit_in_a_header_gives_another_state(tmp_path: Path, tiny_data: Dataset) -> None:
+    """A sample of the bits, with more of the position's; ``benchmarks/fuzz.py --parts header`` flips every bit."""
+    net = MlpGanConfig(latent=2, generator=(2,), discriminator=(2,))
+    config = GanConfig(images=8, batch=8, net=net, classification=0.0)
+    run = RunConfig(train=config, data=tiny_data.info)
+    path = checkpoint.save_checkpoint(RunFolder(tmp_path), trained(config, tiny_data)[0], run)
+    content, good = path.read_bytes(), checkpoint.read_checkpoint(path)
+    size = 8 + int.from_bytes(content[:8], "little")
+    start = content.index(b'checkpoint\\"')
+    end = content.index(b"}", start)
+    assert b"seen" in content[start:end]
+    for bit in [*range(0, 8 * size, 499), *range(8 * start, 8 * end, 7)]:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            found = checkpoint.read_checkpoint(path)
+        except CheckpointError:
+            continue
+        assert (found.position, found.config) == (good.position, good.config)
+        assert tensors.fingerprint(found.tensors, {}) == tensors.fingerprint(good.tensors, {})
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 3}, {"seen": 0}, {"seen": 93}, {"step": -1}, {"seen": 2**70}, {"training_seconds": "NaN"}]
+)
+def test_a_signed_position_that_cannot_be_is_refused(change, state, tiny_run, folder: RunFolder, tmp_path) -> None:
+    path = checkpoint.save_checkpoint(folder, state, tiny_run)
+    about = metadata(path)
+    about["checkpoint"] |= change
+    signed(path, about, tmp_path).replace(path)
+    with pytest.raises(CheckpointError, match=r"does not fit its name or its config|is not valid in this version"):
+        checkpoint.read_checkpoint(path)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(state, tiny_run, folder: RunFolder) -> None:
+    path = checkpoint.save_checkpoint(folder, state, tiny_run)
+    with pytest.raises(CheckpointError, match="holds step 2, after 16 of 92 images, which does not fit its name"):
+        checkpoint.read_checkpoint(path.rename(folder.checkpoint(3)))
+    assert checkpoint.read_checkpoint(folder.checkpoint(3).rename(folder.path / "kept")).position.step == 2
+
+
 def test_a_model_file_is_not_a_checkpoint_and_the_other_way_round(model: Path, state, tiny_run, tmp_path) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpoint.read_checkpoint(model)
@@ -201,6 +247,44 @@ def test_a_model_file_is_complete_on_its_own(model: Path, state, tiny_run) -> No
         assert torch.equal(loaded.net.state_dict()[name], tensor)
     assert not any(parameter.requires_grad for parameter in loaded.net.parameters())
     assert not any(module.training for module in loaded.net.modules())
+
+
+@pytest.mark.parametrize("name", ["diffusion", "ddpm"])
+def test_a_loaded_denoiser_is_bound_in_eval_mode_and_keeps_its_buffers(name: str) -> None:
+    """The ddpm network has batch norm, which in train mode would mix the images of a batch and change its buffers."""
+    model: Any = checkpoint.load(OLD / f"{name}.safetensors")
+    before = {key: buffer.clone() for key, buffer in model.net.named_buffers()}
+    x, label = model.start([0, 1, 2], 2.0), torch.tensor([1, 2, 3])
+    together = guide(model.denoiser, label, scale=2.0)(x, 2.0)
+    alone = torch.cat([guide(model.denoiser, label[i : i + 1], scale=2.0)(x[i : i + 1], 2.0) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(buffer, before[key]) for key, buffer in model.net.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["diffusion", "ddpm", "gan", "mlp"])
+def test_torchs_default_dtype_does_not_change_a_model(name: str) -> None:
+    def draw() -> torch.Tensor:
+        model = checkpoint.load(OLD / f"{name}.safetensors")
+        assert {weight.dtype for weight in model.net.parameters()} == {torch.float32}
+        return model([3, 1] if model.conditional else [model.null] * 2)
+
+    expected = draw()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(draw(), expected)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_torchs_default_dtype_does_not_change_training(tiny_config: DiffusionConfig, tiny_data: Dataset) -> None:
+    expected = trained(tiny_config, tiny_data)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = trained(tiny_config, tiny_data)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", ["diffusion", "ddpm", "gan", "mlp"])
@@ -289,6 +373,87 @@ def test_a_class_name_that_is_a_path_is_refused(name: str, model: Path, tmp_path
         checkpoint.load(signed(model, about, tmp_path))
 
 
+HOSTILE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "blocks": ("diffusion", "train.net", {"blocks": 10**9}),
+    "a width": ("diffusion", "train.net", {"widths": [8000, 8000]}),
+    "an embedding": ("diffusion", "train.net", {"embedding": 10**6}),
+    "a large network": ("diffusion", "train.net", {"blocks": 4, "widths": [1024] * 5, "embedding": 4096}),
+    "the largest ddpm": ("ddpm", "train.net", {"n_feat": 1024}),
+    "the largest GAN": ("gan", "train.net", {"widths": [1024] * 5, "embedding": 4096}),
+    "a generator": ("mlp", "train.net", {"generator": [2**16] * 8}),
+    "a discriminator, which is in no model file": ("mlp", "train.net", {"discriminator": [2**16] * 8}),
+    "classes": ("diffusion", "data", {"classes": [str(number) for number in range(10**5)]}),
+    "no class": ("diffusion", "data", {"classes": []}),
+    "a height": ("gan", "data", {"height": 20_000}),
+    "a width of images": ("diffusion", "data", {"width": 65}),
+    "channels": ("diffusion", "data", {"channels": 10**6}),
+    "two channels": ("diffusion", "data", {"channels": 2}),
+    "steps": ("diffusion", "train.sampling", {"steps": 10**6}),
+    "steps of GIFs": ("diffusion", "train", {"gif_steps": 10**6}),
+    "pictures": ("diffusion", "train", {"guidance_strengths": [number / 10 for number in range(17)]}),
+    "timesteps": ("ddpm", "train.schedule", {"timesteps": 10**6}),
+    "a terminal escape as hash": ("diffusion", "data", {"sha256": "\x1b[2J"}),
+    "a negative number of images": ("diffusion", "data", {"train_images": -1}),
+    "a test split without a size": ("diffusion", "data", {"test_images": None}),
+    "a list as kind": ("diffusion", "train", {"kind": ["diffusion"]}),
+    "a number as kind": ("diffusion", "train.net", {"kind": 3}),
+    "a dictionary as kind": ("diffusion", "train.schedule", {"kind": {"kind": "karras"}}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_model_file_that_asks_for_too_much_is_refused_at_once(name: str, tmp_path: Path, monkeypatch) -> None:
+    """No network is built, so its weights, and torch's generator, are never touched."""
+    base, place, fields = HOSTILE[name]
+    about = part = metadata(OLD / f"{base}.safetensors")
+    for key in place.split("."):
+        part = part[key]
+    part.update(fields)
+    path = signed(OLD / f"{base}.safetensors", about, tmp_path)
+    monkeypatch.setattr(checkpoint, "_new_model", only_shapes(checkpoint._new_model))
+    began = time.process_time()
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(path)
+    assert time.process_time() - began < 2
+    assert str(error.value).isprintable()
+
+
+def only_shapes(build: Any) -> Any:
+    """The function, which may only build networks without values."""
+
+    def checked(config: RunConfig) -> Any:
+        model = build(config)
+        assert {weight.device.type for weight in model.net.parameters()} == {"meta"}
+        return model
+
+    return checked
+
+
+def test_a_tensor_that_does_not_fit_the_config_is_named(tmp_path: Path) -> None:
+    about = metadata(OLD / "diffusion.safetensors")
+    about["train"]["net"]["embedding"] = 4096
+    with pytest.raises(
+        CheckpointError, match=r"its config does not fit its tensor 'net\.embedding\.label\.weight'; use"
+    ):
+        checkpoint.load(signed(OLD / "diffusion.safetensors", about, tmp_path))
+
+
+def test_an_unknown_network_among_other_faults_is_named_with_its_remedy(tmp_path: Path) -> None:
+    about = metadata(OLD / "diffusion.safetensors")
+    about["train"] |= {"net": {"kind": "mine"}, "images": "many", "later": 1}
+    with pytest.raises(CheckpointError, match="there is no network 'mine'; if a plug-in provides it, import it first"):
+        checkpoint.load(signed(OLD / "diffusion.safetensors", about, tmp_path))
+
+
+def test_a_remedy_holds_no_terminal_escapes(tmp_path: Path) -> None:
+    about = metadata(OLD / "diffusion.safetensors")
+    about["train"]["net"] = {"kind": "mine"}
+    about["plugins"] = [{"noun": "network", "name": "mine", "module": "\x1b[2J", "package": None}]
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(signed(OLD / "diffusion.safetensors", about, tmp_path))
+    assert str(error.value).isprintable()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused_as_a_model_in_one_sentence(tmp_path_factory, content: bytes) -> None:
@@ -367,6 +532,24 @@ def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path, monkeypatch
         files.write_file(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows restricts links")
+def test_of_a_link_among_the_leftovers_only_the_link_is_removed(tmp_path: Path) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    (outside / ".kept.tmp").mkdir(parents=True)
+    (outside / "file").write_text("kept")
+    run.mkdir()
+    (run / ".folder.tmp").symlink_to(outside)
+    (run / ".file.tmp").symlink_to(outside / "file")
+    (run / ".dangling.tmp").symlink_to(tmp_path / "nowhere")
+    (run / ".loop.tmp").symlink_to(run / ".loop.tmp")
+    (run / "pictures").symlink_to(outside)
+    (run / ".half.tmp").mkdir()
+    (run / ".half.tmp" / "picture").write_text("half")
+    files.remove_leftovers(run)
+    assert [path.name for path in run.iterdir()] == ["pictures"]
+    assert {path.name for path in outside.iterdir()} == {".kept.tmp", "file"}
 
 
 def test_a_new_folder_appears_completely_or_not_at_all(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pocketdiff.checkpoint import load
 from pocketdiff.cli.console import Bar, cache_folder, check_free, finish, pick_device
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.cli.sample import DEFAULTS, sampled
-from pocketdiff.config import MethodConfig, SamplingConfig, Side
-from pocketdiff.data import Dataset, load_data, load_images
+from pocketdiff.config import MethodConfig, SamplingConfig
+from pocketdiff.data import Dataset, Side, load_data, load_images
 from pocketdiff.evaluation import Evaluation, Sample, Sweep, evaluate, sweep
 from pocketdiff.evaluation.classifiers import MIN_IMAGES
 from pocketdiff.evaluation.sample import own_data

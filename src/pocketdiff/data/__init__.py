@@ -30,8 +30,8 @@ from pocketdiff.registry import Registry
 from pocketdiff.rng import Stream, permutation
 
 __all__ = [
-    "AUGMENTATIONS", "DATASETS", "Augmentation", "DataError", "DataInfo", "Dataset", "Images", "Reader", "Source",
-    "Split", "load_data", "load_images", "to_data_units", "to_uint8",
+    "AUGMENTATIONS", "DATASETS", "Augmentation", "DataError", "DataInfo", "Dataset", "Images", "Reader", "Side",
+    "Source", "Split", "load_data", "load_images", "to_data_units", "to_uint8",
 ]  # fmt: skip
 
 MIN_SIDE, MAX_SIDE = 16, 64
