@@ -189,6 +189,15 @@ def test_huge_dimensions_are_refused_without_allocating(shape, tmp_path) -> None
 ZIPPED = gzip.compress(idx_bytes(PIXELS))
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_short_idx_file_that_claims_much_takes_little_memory(zipped: bool, tmp_path) -> None:
+    body = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**21, 28, 28) + bytes(99)
+    path = tmp_path / "large"
+    path.write_bytes(gzip.compress(body) if zipped else body)
+    with memory_below(2**26), pytest.raises(DataError, match="the file ends after 99"):
+        idx.read_idx(path, 3)
+
+
 @pytest.mark.parametrize("length", [2, 3, 9, 10, 15, 200, len(ZIPPED) - 9, len(ZIPPED) - 1])
 def test_a_truncated_gzip_stream_is_refused(length, tmp_path) -> None:
     write(tmp_path, {**idx_files(), TRAIN_IMAGES: ZIPPED[:length]})

@@ -439,7 +439,7 @@ def test_a_folder_that_was_claimed_halfway_is_still_free(tiny_data: Dataset, tmp
 
 def test_a_damaged_log_does_not_stop_a_run(again: Path, finished: Run, tiny_data: Dataset) -> None:
     with (again / "metrics.jsonl").open("ab") as file:
-        file.write(b'\0\xff\n[]\n{"step": 99}\n{"st')
+        file.write(b'\0\xff\n[]\n{"step": 99}\n{"step": 1%s}\n{"st' % (b"0" * 400))
     run = finish(Run(CONFIG, tiny_data, again))
     assert log(run) == log(finished)
 
