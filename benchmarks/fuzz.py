@@ -3,9 +3,9 @@
     python benchmarks/fuzz.py [--files N] [--parts files,header,hostile] [--readers NAME,...] [--seed S] [--jobs J]
 
 Three parts. ``files`` damages valid files of every kind, by bytes and by structure, and reads each in a process that
-may take 5 seconds and 1 GB more than an idle one. ``header`` flips every bit of a checkpoint's header: each must be
-refused, or give the same tensors, position and config. ``hostile`` reads small model files that ask for the largest
-networks, and prints time and memory of each refusal.
+may take 5 seconds of processor time (60 by the clock) and 1 GB more than an idle one. ``header`` flips every bit of a
+checkpoint's header: each must be refused, or give the same tensors, position and config. ``hostile`` reads small model
+files that ask for the largest networks, and prints time and memory of each refusal.
 
 A case depends on the seed and its number only. ``--case N`` runs one again and shows its traceback. Exit status 1 if a
 reader failed; the files are then in ``--out``. With two cores all parts take about five minutes.
@@ -56,8 +56,8 @@ from pocketdiff.run.log import MetricsLog
 from pocketdiff.schedule import DiscreteBeta
 from pocketdiff.tensors import fingerprint
 
-SECONDS, BYTES = 5, 10**9
-"""What one case may take; the memory is address space beyond that of an idle process."""
+SECONDS, HANGS, BYTES = 5, 60, 10**9
+"""What one case may take: processor time, time by the clock, address space beyond that of an idle process."""
 Files = dict[str, bytes]
 """The content of files by relative path."""
 
@@ -275,18 +275,20 @@ def written(files: Files) -> Iterator[Path]:
 
 
 def attempt(read: Callable[[], object]) -> tuple[str, float, int]:
-    """How a call ends, its time, and the memory it takes at its peak; Linux only (elsewhere 0)."""
+    """How a call ends, its processor time, and the memory it takes at its peak; Linux only (elsewhere 0)."""
     before = _peak(reset=True)
-    began = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)  # Its signal ends the process, also inside a library.
+    began = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # Its signal ends the process, also inside a library.
+    signal.setitimer(signal.ITIMER_REAL, HANGS)
     try:
         outcome = "valid" if read() is not None else "gives nothing"
     except PocketdiffError as error:
         outcome = "refused" if str(error).strip() and "\n" not in str(error) else "refused in two lines"
     except Exception as error:  # noqa: BLE001
         outcome = type(error).__name__
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    return outcome, time.perf_counter() - began, _peak() - before
+    for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+        signal.setitimer(timer, 0)
+    return outcome, time.process_time() - began, _peak() - before
 
 
 def _peak(reset: bool = False) -> int:
@@ -347,7 +349,11 @@ def run(table: dict[str, Reader], seed: int, count: int, jobs: int) -> Iterator[
                 process.join()
                 if numbers:  # It died in a case.
                     name, code = case(table, seed, numbers[0])[0], -(process.exitcode or 0)
-                    outcome = f"over {SECONDS} s" if code == signal.SIGALRM else f"died of signal {code}"
+                    limits: dict[int, str] = {
+                        signal.SIGPROF: f"over {SECONDS} s",
+                        signal.SIGALRM: f"hung for {HANGS} s",
+                    }
+                    outcome = limits.get(code, f"died of signal {code}")
                     yield numbers[0], Result(name, outcome, SECONDS, 0)
                     start(numbers[1:])
 
