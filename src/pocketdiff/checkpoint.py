@@ -22,10 +22,11 @@ from pocketdiff.methods import METHODS
 from pocketdiff.methods.loop import TrainState
 from pocketdiff.model import FORMAT, ImageModel
 from pocketdiff.nets import shapes_only
-from pocketdiff.records import Amount, Count
+from pocketdiff.records import Amount, Count, Interval
 from pocketdiff.registry import OneOf, Plugin, plugins
 from pocketdiff.tensors import read_tensors, write_tensors
 
+_REMAKE = "the same train command makes it anew"
 _RENAMED = {"even_levels": "stratified"}  # Fields of format 2 that have another name now.
 
 
@@ -39,6 +40,21 @@ class RunConfig(Frozen):
         """The config as text; equal configs give equal texts."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Images seen at the end of each part of the run."""
+        return self.train.ends(self.data.train_images or 0)
+
+    def with_length_of(self, other: "RunConfig") -> "RunConfig":
+        """The config with the length and the parts of another."""
+        length = {field: getattr(other.train, field) for field in ("images", "epochs", "parts")}
+        return self.model_copy(update={"train": self.train.model_copy(update=length)})
+
+    def continues(self, other: "RunConfig") -> bool:
+        """Whether this is the other run with further parts."""
+        same = self.with_length_of(other) == other
+        return same and len(self.ends) > len(other.ends) and self.ends[: len(other.ends)] == other.ends
+
     def differences(self, other: "RunConfig") -> list[str]:
         """The fields that differ in another run, each as ``name (this, other)``."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
@@ -47,12 +63,13 @@ class RunConfig(Frozen):
 
 
 class Position(Frozen):
-    """Where a run was when its checkpoint was saved, and its times, as in its summary."""
+    """Where a run was when its checkpoint was saved, its times, as in its summary, and what its log has not written."""
 
     step: Count
     seen: Count
     training_seconds: Amount
     other_seconds: Amount
+    interval: Interval = Interval()
 
 
 class Checkpoint(NamedTuple):
@@ -66,8 +83,9 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(
-    folder: RunFolder, state: TrainState, config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0
-) -> Path:
+    folder: RunFolder, state: TrainState, config: RunConfig, training_seconds: float = 0.0, other_seconds: float = 0.0,
+    interval: Interval | None = None,
+) -> Path:  # fmt: skip
     """Writes a checkpoint, reads it back, and only then removes the older ones; returns its path."""
     tensors: dict[str, Tensor] = {}
     for part, module in state.modules.items():
@@ -77,16 +95,23 @@ def save_checkpoint(
         for weight, kept in optimizer.state.items():
             tensors |= {f"optimizers/{number}/{names[weight]}/{key}": tensor for key, tensor in kept.items()}
     position = Position(
-        step=state.step, seen=state.seen, training_seconds=training_seconds, other_seconds=other_seconds
-    )
+        step=state.step, seen=state.seen, training_seconds=training_seconds, other_seconds=other_seconds,
+        interval=interval or Interval(),
+    )  # fmt: skip
     path = folder.checkpoint(state.step)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"checkpoint": position.model_dump(), "config": config.model_dump(mode="json"), **plugins(config)}
     write_tensors(path, tensors, about)
     read_checkpoint(path)
-    for older in set(folder.saved_checkpoints()) - {path}:
-        older.unlink(missing_ok=True)
+    remove_others(folder, path)
     return path
+
+
+def remove_others(folder: RunFolder, kept: Path) -> None:
+    """Removes all checkpoints of a run but one, if that one is there."""
+    if kept in (saved := folder.saved_checkpoints()):
+        for path in set(saved) - {kept}:
+            path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -120,9 +145,12 @@ def newest_checkpoint(folder: RunFolder) -> tuple[Checkpoint, list[str]] | None:
 
 
 def restore_checkpoint(checkpoint: Checkpoint, state: TrainState, config: RunConfig) -> None:
-    """Puts a checkpoint into a state; raises CheckpointError if the config or the version of the code is another."""
+    """Puts a checkpoint of a run, or of its earlier parts, into a state; raises CheckpointError if the config or the
+    version of the code is another.
+    """
     path = checkpoint.path
-    if differences := checkpoint.config.differences(config):
+    differences = checkpoint.config.differences(config)
+    if differences and not config.continues(checkpoint.config):
         raise CheckpointError(f"{path}: belongs to a run that differs in {', '.join(differences)}")
     parameters = dict(state.net.named_parameters())
     try:
@@ -161,11 +189,18 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
     path, folder = Path(path), RunFolder(path)
     if path.is_dir() and not folder.model.exists():
         fault = "is an unfinished run; train it to its end first" if folder.is_run() else "holds no model file"
+        fault = f"the model file is missing; {_REMAKE}" if folder.summary.exists() else fault
         raise CheckpointError(f"{path}: {fault}")
+    finished = path.is_dir() and folder.summary.exists()
     path = folder.model if path.is_dir() else path
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
-    tensors, about = read_tensors(path)
+    try:
+        tensors, about = read_tensors(path)
+    except CheckpointError as error:
+        if finished:
+            raise CheckpointError(f"{path}: the model file is damaged; {_REMAKE}") from error
+        raise
     if about.get("format") != FORMAT or not about.keys() <= {"format", "kind", "train", "data", "plugins"}:
         raise CheckpointError(
             f"{path}: has the format {about.get('format')!r:.40} and this version reads {FORMAT}; use the version of "

@@ -5,6 +5,7 @@ The command line makes a flag of every field. Each training method adds its own 
 
 import math
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -12,10 +13,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pocketdiff.data import AUGMENTATIONS, Side
 from pocketdiff.denoiser import PARAMETERIZATIONS
-from pocketdiff.frozen import Frozen
+from pocketdiff.frozen import Filled, Frozen
 from pocketdiff.nets import NETS, NetConfig
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import learning_rate
+from pocketdiff.records import Count
 from pocketdiff.registry import Named, OneOf
 from pocketdiff.samplers import SAMPLERS, Sampler, sampler_options
 from pocketdiff.schedule import MAX_LEVELS, SCHEDULES, Karras, LogNormal, Schedule, grid
@@ -98,6 +100,8 @@ class MethodConfig(Frozen):
     """Length of the run in training images, repeats counted."""
     epochs: int | None = Field(None, ge=1)
     """Length of the run in epochs, instead of images; the last batch of an epoch is then smaller."""
+    parts: Annotated[tuple[Count, ...], Filled()] = ()
+    """Images seen at the end of each earlier part, for a finished run that was made longer; the run fills it in."""
     batch: int = Field(64, ge=1)
     """Images in an optimizer step."""
     ema: float | None = Field(17.0, ge=0, allow_inf_nan=False)
@@ -113,7 +117,6 @@ class MethodConfig(Frozen):
     evaluate_images: int = Field(2_000, ge=1)
     """Images in a score of the model."""
     either: ClassVar = ("images", "epochs")
-    """Fields that exclude each other."""
 
     @model_validator(mode="before")
     @classmethod
@@ -126,15 +129,32 @@ class MethodConfig(Frozen):
     def _one_length(self) -> "MethodConfig":
         if (self.images is None) == (self.epochs is None):
             raise ValueError("give the length of the run either in images or in epochs")
+        ends = (0, *self.parts, self.images or math.inf)
+        if any(end >= after for end, after in pairwise(ends)):
+            raise ValueError("the parts of the run must end one after the other")
         return self
 
     def length(self, n: int) -> int:
         """Training images in the run, repeats counted, for a data set of ``n`` images."""
         return self.images if self.epochs is None else self.epochs * n  # type: ignore[return-value]
 
+    def ends(self, n: int) -> tuple[int, ...]:
+        """Images seen at the end of each part of the run; the last is its length."""
+        return (*self.parts, self.length(n))
+
+    def part(self, seen: int, n: int) -> tuple[int, int]:
+        """Where the part that has the next image begins and ends, in images seen."""
+        *earlier, length = self.ends(n)
+        return max(end for end in (0, *earlier) if end <= seen), min(end for end in (*earlier, length) if end > seen)
+
+    def progress(self, seen: int, n: int) -> float:
+        """Fraction of the part that is done, in [0, 1)."""
+        start, end = self.part(seen, n)
+        return (seen - start) / (end - start)
+
     def learning_rate(self, seen: int, n: int) -> float:
         """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
-        return learning_rate(seen / self.length(n), 0.0)
+        return learning_rate(self.progress(seen, n), 0.0)
 
 
 class DenoiserConfig(MethodConfig):
@@ -157,7 +177,7 @@ class DenoiserConfig(MethodConfig):
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     """Decay of Adam's average of squared gradients."""
     warmup: float = Field(0.02, ge=0, lt=1)
-    """Fraction of the run in which the learning rate rises; then it falls linearly to zero."""
+    """Fraction of the run, or of a part of it, in which the learning rate rises; then it falls linearly to zero."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the network's matrix products and convolutions run in bfloat16; weights and optimizer stay in fp32."""
     compile: bool = False
@@ -186,4 +206,4 @@ class DenoiserConfig(MethodConfig):
 
     def learning_rate(self, seen: int, n: int) -> float:
         """As in `MethodConfig`, with the warmup."""
-        return learning_rate(seen / self.length(n), self.warmup)
+        return learning_rate(self.progress(seen, n), self.warmup)

@@ -1,13 +1,33 @@
 """The base of every config and record: plain values, validated, immutable, no unknown fields."""
 
-from typing import Annotated
+from itertools import permutations
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field
+
+Same = TypeVar("Same", bound="Frozen")
+
+
+class Filled:
+    """Marks a field that a run fills in, ``Annotated[str | None, Filled()]``: it has no flag."""
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """A frozen model. The string under a field describes it, in the code and on the command line."""
 
+    either: ClassVar[tuple[str, ...]] = ()
+    """Fields that exclude each other: to set one clears the others."""
+
+    def replace(self: Same, **changes: Any) -> Same:
+        """A copy with other values, checked like those of a new one: ``config.replace(images=40_000)``.
+
+        Raises:
+            ValidationError: If there is no such field, or a value does not fit.
+        """
+        for field, other in permutations(self.either, 2):
+            if changes.get(field) is not None:
+                changes.setdefault(other, None)
+        return self.model_validate({**dict(self), **changes})
 
 def _printable(text: str) -> str:
     if not text.isprintable():

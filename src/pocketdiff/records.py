@@ -42,6 +42,18 @@ class Versions(Frozen):
     numpy: Text
 
 
+class Interval(Frozen):
+    """Training since the last line of ``metrics.jsonl``."""
+
+    seen: Count = 0
+    """Images seen before it."""
+    seconds: Amount = 0.0
+    """Training time before it."""
+    steps: Count = 0
+    sums: dict[str, float] = Field({})
+    """The sum of each loss over the steps."""
+
+
 class Summary(Frozen):
     """``summary.json``: what a finished run took, over all sessions."""
 

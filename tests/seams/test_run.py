@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from pocketdiff import files
-from pocketdiff.checkpoint import load, read_checkpoint
+from pocketdiff.checkpoint import load
 from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, Images
 from pocketdiff.errors import (
@@ -33,50 +33,13 @@ from pocketdiff.evaluation.classifiers import SHIPPED
 from pocketdiff.folder import RunFolder, short_name
 from pocketdiff.methods import loop
 from pocketdiff.methods.consistency import ConsistencyConfig
-from pocketdiff.methods.diffusion import Diffusion, DiffusionConfig
-from pocketdiff.methods.gan import GanConfig
-from pocketdiff.nets.gan import MlpGanConfig
+from pocketdiff.methods.diffusion import Diffusion
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import Muon
 from pocketdiff.records import Summary
 from pocketdiff.run import Run
 from tests.helpers import assert_same, trained
-
-CONFIG = DiffusionConfig(
-    images=92,
-    batch=8,
-    net=UNetConfig(widths=(8,), blocks=1, embedding=8),
-    sampling=SamplingConfig(steps=2),
-    guidance_strengths=(0.0, 0.5),
-    gif_steps=3,
-    log_every=16,
-    checkpoint_every=16,
-)
-"""12 steps over a little more than two epochs; a checkpoint after every second one."""
-GAN = GanConfig(
-    images=92, batch=8, net=MlpGanConfig(latent=8, generator=(16,), discriminator=(16,)), classification=0.0,
-    log_every=16, checkpoint_every=16, pictures_every=1,
-)  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run that have no times in them."""
-    timed = {".lock", "summary.json", "metrics.jsonl"}
-    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name not in timed and "checkpoints" not in name}
-
-
-def log(run: Run) -> list[dict[str, Any]]:
-    """The lines of the log, without times."""
-    lines = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
-
-
-def finish(run: Run) -> Run:
-    """Trains to the end."""
-    for _ in run:
-        pass
-    return run
+from tests.seams.runs import CONFIG, GAN, assert_ends_like, contents, finish, log
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +57,6 @@ def again(finished: Run, tmp_path: Path) -> Path:
     shutil.copytree(finished.folder.path, out)
     (out / "summary.json").unlink()
     return out
-
-
-def assert_ends_like(run: Run, finished: Run) -> None:
-    """A run of several sessions left the same state, files and log as one without a stop."""
-    assert run.finished
-    assert contents(run.folder.path) == contents(finished.folder.path)
-    one, other = (read_checkpoint(each.folder.checkpoint(12)).tensors for each in (run, finished))
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    assert [(line["step"], line["seen"]) for line in log(run)][-1] == (12, 92)
-    found = [line["step"] for line in log(run)]
-    assert found == sorted(set(found))  # no line twice
 
 
 # A finished run

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from pocketdiff.errors import PocketdiffError
+from pocketdiff.frozen import Filled
 from pocketdiff.registry import Named, OneOf, marks
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -267,7 +268,7 @@ def _leaves(model: type[BaseModel], prefix: str = "", kinds: tuple[str, ...] = (
                 yield from _leaves(config, f"{path}.", (kind,))
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _leaves(field.annotation, f"{path}.")
-        elif name != "kind":
+        elif name != "kind" and not any(isinstance(each, Filled) for each in field.metadata):
             named = [str(each) for each in field.metadata if isinstance(each, Metavar)]
             names = _braces(mark.registry.names()) if isinstance(mark, Named) else _metavar(field.annotation)
             yield _Leaf(path, field.annotation, text, named[0] if named else names, kinds)

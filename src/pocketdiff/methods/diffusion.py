@@ -34,7 +34,8 @@ class DiffusionConfig(DenoiserConfig):
 
     def learning_rate(self, seen: int, n: int) -> float:
         """As in `DenoiserConfig`, by steps or by epochs."""
-        return super().learning_rate(seen - seen % n if self.lr_by_epoch else seen, n)
+        start, _ = self.part(seen, n)
+        return super().learning_rate(max(start, seen - seen % n) if self.lr_by_epoch else seen, n)
 
 
 # Times are of two CPU cores; docs/results.md has the machine, the spread and the commands.

@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     indices: range  # Their indices in the run: the key of every random draw.
     pixels: UInt8[Tensor, "b c h w"]
     label: Int[Tensor, " b"]
-    progress: float  # Fraction of the run that is done, in [0, 1).
+    progress: float  # Fraction of the run, or of its present part, that is done, in [0, 1).
 
 
 class StepReport(NamedTuple):
@@ -118,15 +118,17 @@ class DenoiserMethod(Method[AnyDenoiserConfig]):
 
 def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[Batch]:
     """The batches from the state's position to the end of the run."""
-    n, length = len(data), config.length(len(data))
+    n = len(data)
     augment = AUGMENTATIONS.find(config.augment)
-    while state.seen < length:
-        # In a run of whole epochs a batch ends with its epoch, otherwise with the run.
-        left = n - state.seen % n if config.epochs else length - state.seen
-        indices = range(state.seen, state.seen + min(config.batch, left))
+    while state.seen < config.length(n):
+        # A batch ends with its part of the run, and in a run of whole epochs also with its epoch.
+        _, end = config.part(state.seen, n)
+        if config.epochs:
+            end = min(end, state.seen - state.seen % n + n)
+        indices = range(state.seen, min(end, state.seen + config.batch))
         chosen = rng.visit_order(config.seed, indices, n).to(data.labels.device)
         pixels = augment(data.pixels[chosen], config.seed, indices)
-        yield Batch(indices, pixels, data.labels[chosen], state.seen / length)
+        yield Batch(indices, pixels, data.labels[chosen], config.progress(state.seen, n))
 
 
 def train(method: Method[Any], state: TrainState, data: Images, config: MethodConfig) -> Iterator[StepReport]:

@@ -20,11 +20,12 @@ _log = logging.getLogger(__name__)
 
 
 class Due(NamedTuple):
-    """The pictures to draw at the end of an epoch; the first epoch is 0."""
+    """The pictures to draw at the end of an epoch, or of a part of the run; the first epoch is 0."""
 
     epoch: int
     grids: bool
     gifs: bool
+    again: bool = False  # Whether existing files show an earlier state, because a part ended inside the epoch.
 
 
 class Gallery:
@@ -32,8 +33,8 @@ class Gallery:
 
     def __init__(self, folder: RunFolder, model: ImageModel, real: Images) -> None:
         self.folder, self.model, self.real, self.views = folder, model, real, model.views()
-        self.length = model.config.length(len(real))
-        epochs = self.length / len(real)
+        self.ends = model.config.ends(len(real))
+        epochs = self.ends[-1] / len(real)
         self.pictures_every = model.config.pictures_every or math.ceil(epochs / 4)
         self.gifs_every = max((view.gifs_every or 0 for view in self.views), default=0) or math.ceil(epochs)
         self.columns = min(len(model.classes), SHOWN)
@@ -42,15 +43,18 @@ class Gallery:
 
     def due(self, before: int, after: int) -> Due | None:
         """The pictures to draw after a step, given the images seen before and after it."""
-        start, end = (seen // len(self.real) for seen in (before, after))
-        if after == self.length:
-            return Due((after - 1) // len(self.real), grids=True, gifs=True)
+        n = len(self.real)
+        start, end = before // n, after // n
+        epoch = (after - 1) // n if after in self.ends else end - 1
+        again = any(epoch * n < part < min(after, epoch * n + n) for part in self.ends)
+        if after in self.ends or (again and start < end):
+            return Due(epoch, grids=True, gifs=True, again=again)
         # Whether one of the epochs 0, every, 2 * every, ... has ended.
         grids, gifs = (-(-start // every) < -(-end // every) for every in (self.pictures_every, self.gifs_every))
-        return Due(end - 1, grids, gifs) if grids or gifs else None
+        return Due(epoch, grids, gifs) if grids or gifs else None
 
     def draw(self, due: Due, progress: Progress) -> list[Path]:
-        """Draws the pictures of every view that do not exist yet; returns the paths of all that were due."""
+        """Draws the pictures of every view that do not exist yet or show an earlier state; returns the paths of all."""
         self.folder.pictures.mkdir(exist_ok=True)
         ink = self.model.info.ink
         below = pictures.tile(self.real.first_of_each(self.classes), self.columns, ink, ZOOM)
@@ -59,14 +63,14 @@ class Gallery:
             what = f"drawing epoch {due.epoch}" + (f", {view.caption}" if view.caption else "")
             grid, gif = self.folder.image(due.epoch, view.suffix), self.folder.gif(due.epoch, view.suffix)
             images: Any = None
-            if due.gifs and view.slow is not None and not gif.exists():
+            if due.gifs and view.slow is not None and (due.again or not gif.exists()):
                 shown = []
                 for frame, steps in self._frames(view.slow, what, progress):
                     if pictures.is_frame(frame.steps_left, steps, view.stride):
                         shown.append(pictures.tile(frame.pixels, self.columns, ink))
                 write_file(gif, pictures.gif(shown))
                 images = frame.pixels if view.slow is view.still else None
-            if due.grids and not grid.exists():
+            if due.grids and (due.again or not grid.exists()):
                 if images is None:
                     for frame, _ in self._frames(view.still, what, progress):
                         images = frame.pixels

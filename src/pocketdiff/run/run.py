@@ -9,27 +9,39 @@ from pathlib import Path
 
 import filelock
 import torch
+from pydantic import ValidationError
 
-from pocketdiff import checkpoint
-from pocketdiff.checkpoint import RunConfig
+from pocketdiff.checkpoint import (
+    Checkpoint,
+    RunConfig,
+    load,
+    newest_checkpoint,
+    read_checkpoint,
+    read_run_config,
+    remove_others,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
-from pocketdiff.errors import RunError
+from pocketdiff.errors import CheckpointError, RunError
 from pocketdiff.files import remove_leftovers, write_file
 from pocketdiff.folder import RunFolder
 from pocketdiff.methods import METHODS
 from pocketdiff.methods.loop import StepReport, train
 from pocketdiff.progress import Progress, silent
-from pocketdiff.records import Summary, commit, fp32_peak, hardware, peak_memory, versions
+from pocketdiff.records import Interval, Summary, commit, fp32_peak, hardware, peak_memory, versions
 from pocketdiff.run.gallery import Gallery
 from pocketdiff.run.log import MetricsLog
 from pocketdiff.run.scoring import Scoring, check_scoring
+from pocketdiff.tensors import read_tensors
 
 _log = logging.getLogger(__name__)
 
 
 class Run:
-    """A training run in a folder. Iterate over it to train; the same arguments continue an unfinished run.
+    """A training run in a folder. Iterate over it to train; the same arguments continue an unfinished run, and a config
+    with a greater length continues a finished one.
 
     ```python
     run = Run(PRESETS["quick"], load_data("mnist"), "runs/mine")
@@ -41,6 +53,9 @@ class Run:
     Leaving the loop at any point is safe: the state is saved, and a new `Run` with the same arguments, or the same
     object, continues bit for bit on the same CPU. While the loop runs, the folder is locked.
 
+    A greater length adds a part to a finished run: the learning rate rises again and falls to zero in it. A finished
+    run whose model file is missing or damaged makes it anew from its last checkpoint.
+
     Args:
         config: What to train.
         data: The data set. Its source is recorded in the config.
@@ -51,9 +66,10 @@ class Run:
         progress: Called while pictures are drawn and scores are made. It may raise: the loop then ends safely.
 
     Raises:
-        RunError: If the folder holds another run or other files, cannot be made, or another loop trains in it.
+        RunError: If the folder holds another run or other files, cannot be made, or another loop trains in it; or if a
+            run is to become shorter, or longer before it is finished.
         TrainingError: In the loop, if a loss, a gradient or a weight is not finite.
-        CheckpointError: If no checkpoint of the run can be used.
+        CheckpointError: If no checkpoint of the run can be used, or that of a finished run without its model file.
         EvaluationError: If the run asks for scores that its data do not allow.
         RequestError: If the method needs a teacher and the config does not name one that fits.
     """
@@ -64,40 +80,43 @@ class Run:
     ) -> None:  # fmt: skip
         self.folder, self.data, self.device, self.progress = RunFolder(folder), data, torch.device(device), progress
         self._method, self._resume, self._cache = METHODS.find(config.kind), resume, cache
-        self._load = partial(checkpoint.load, device=self.device)
-        self.config: MethodConfig = self._method.complete(config.model_copy(update={"data": data.source}), self._load)
-        """The config, with what it takes from the data and from a teacher."""
-        check_scoring(self.config, data)
-        self.run_config = RunConfig(train=self.config, data=data.info)
-        self.length = self.config.length(len(data.train))  # Training images in the run, repeats counted.
-        self.state = self._method.new_state(self.config, data.info, self.device, self._load)
+        self._load = partial(load, device=self.device)
+        config = self._method.complete(config.model_copy(update={"data": data.source}), self._load)
+        check_scoring(config, data)
+        self.state = self._method.new_state(config, data.info, self.device, self._load)
         """Weights, optimizers and position."""
         with self._locked():
-            self._claim()
+            self.run_config = self._claim(RunConfig(train=config, data=data.info))
+        self.config: MethodConfig = self.run_config.train
+        """The config, with what it takes from the data, from other models and from the run's earlier parts."""
+        self.length = self.run_config.ends[-1]  # Training images in the run, repeats counted.
         self.model = self._method.model(self.state.ema, self.config, data.info)
         """Draws with the averaged weights, as they are at the time."""
         self.training_seconds = 0.0  # Time in training steps so far, over all sessions.
         self.resumed_from: Path | None = None  # The checkpoint that this run continued from.
         self.saved: Path | None = None  # The newest checkpoint.
         self.written: list[Path] = []  # The files that the end of the run wrote.
-        self._log = MetricsLog(self.folder, self.config.log_every)
+        self._log = MetricsLog(self.folder, self.config.log_every, self.run_config.ends)
         self._gallery = Gallery(self.folder, self.model, data.train)
         self._pictures: list[Path] = []
         self._began, self._seconds_before, self._in_step = time.perf_counter(), 0.0, False
-        if self.finished:
-            self.model = self._load(self.folder.path)
-        else:
-            self._restore()
+        with self._locked():
+            if self.finished:
+                self._open()
+            else:
+                self._restore(
+                    self._newest_checkpoint() if resume in {"auto", "never"} else read_checkpoint(Path(resume))
+                )
 
     @property
     def finished(self) -> bool:
         """Whether the run is complete: its model file and summary are written."""
-        return self.folder.summary.exists()
+        return self.summary is not None
 
     @property
     def summary(self) -> Summary | None:
         """What the finished run took; None if it is not finished."""
-        return Summary.model_validate_json(self.folder.summary.read_bytes()) if self.finished else None
+        return self._summary_at(self.length)
 
     def __repr__(self) -> str:
         done = "finished" if self.finished else f"{self.state.seen:,} of {self.length:,} images"
@@ -107,10 +126,12 @@ class Run:
         """Trains to the end of the run and yields a report after each step."""
         with self._locked():
             if self.finished:
-                self.model = self._load(self.folder.path)  # Perhaps another process finished the run.
+                self._open()  # Perhaps another process finished the run.
                 return
             if self._in_step or self.folder.saved_checkpoints() != self._known:
-                self._restore()  # This object was interrupted inside a step, or another process went further.
+                self._restore(
+                    self._newest_checkpoint()
+                )  # This object was interrupted inside a step, or another process went further.
             remove_leftovers(self.folder.path)
             scoring = Scoring(self.data, self.model, self._log, self._cache, self.progress)
             try:
@@ -126,7 +147,6 @@ class Run:
             batch = min(self.config.batch, len(images)) if self.config.epochs else self.config.batch
             self._look(max(0, seen - batch), scoring)
         for report in self._timed(train(self._method, self.state, images, self.config)):
-            self._log.add(report, self.training_seconds, report.seen == self.length)
             due = self._gallery.due(seen, report.seen) or scoring.due(seen, report.seen)
             if due or seen // every < report.seen // every:
                 self._save()
@@ -137,11 +157,14 @@ class Run:
         self._finish(scoring)
 
     def _timed(self, steps: Iterator[StepReport]) -> Iterator[StepReport]:
-        """Counts the time inside the steps, and notes an interrupt inside one: such a state is not saved."""
+        """Logs the steps and counts their time. It notes an interrupt inside a step: such a state is not saved."""
         while True:
+            before = self.state.seen
             self._in_step, entered = True, time.perf_counter()
             report = next(steps, None)
             self.training_seconds += time.perf_counter() - entered
+            if report is not None:
+                self._log.add(report, before, self.training_seconds)
             self._in_step = False
             if report is None:
                 return
@@ -174,6 +197,8 @@ class Run:
             versions=versions(),
             commit=commit(),
         )
+        if self.saved is not None:
+            remove_others(self.folder, self.saved)  # A process that was killed may have left older ones.
         write_file(self.folder.summary, summary.model_dump_json(indent=2) + "\n")
         self.written += [self.folder.summary, self.folder.model]
 
@@ -184,34 +209,78 @@ class Run:
 
     def _save(self) -> None:
         times = self.training_seconds, self.other_seconds
-        self.saved = checkpoint.save_checkpoint(self.folder, self.state, self.run_config, *times)
+        self.saved = save_checkpoint(self.folder, self.state, self.run_config, *times, self._log.interval)
         self._known = self.folder.saved_checkpoints()
 
-    def _claim(self) -> None:
-        """Makes the folder this run's; raises RunError if it belongs to something else."""
-        found = checkpoint.read_run_config(self.folder)
+    def _claim(self, given: RunConfig) -> RunConfig:
+        """Makes the folder this run's, or a finished run longer; the run's config, with its parts.
+
+        Raises RunError if the folder belongs to something else, or the run cannot have that length.
+        """
+        found = read_run_config(self.folder)
         if found is None:
             own = {self.folder.lock, *self.folder.path.glob(".config.json.*.tmp")}
             if set(self.folder.path.iterdir()) - own:
                 raise RunError(f"{self.folder}: holds files that are not a run's; use another --out folder")
-            write_file(self.folder.config, self.run_config.to_json())
-            return
+            write_file(self.folder.config, given.to_json())
+            return given
         if self._resume == "never":
             raise RunError(f"{self.folder}: already holds a run, and --resume is never; use another --out folder")
-        if differences := ", ".join(found.differences(self.run_config)):
+        parts, (*_, present), (*_, wanted) = found.train.parts, found.ends, given.ends
+        given = given.model_copy(update={"train": given.train.model_copy(update={"parts": parts})})
+        if not (differences := ", ".join(found.differences(given))):
+            return found
+        if given.with_length_of(found) != found or wanted == present:
             raise RunError(f"{self.folder}: holds a run that differs in {differences}; use another --out folder")
+        if wanted < present:
+            fault = f"holds a run of {present:,} images, which cannot be shortened to {wanted:,}"
+            raise RunError(f"{self.folder}: {fault}; use another --out folder")
+        if self._summary_at(present) is None:
+            fault = f"holds an unfinished run of {present:,} images; finish it first, at that length"
+            raise RunError(f"{self.folder}: {fault}, and then continue it to {wanted:,}")
+        last = self._newest_checkpoint()
+        if last is None or last.position.seen != present:
+            fault = f"the checkpoint at {present:,} images is gone, so the run cannot be continued"
+            raise RunError(f"{self.folder}: {fault}; use another --out folder")
+        longer = RunConfig(train=given.train.replace(parts=(*parts, present)), data=given.data)
+        write_file(self.folder.config, longer.to_json())
+        return longer
 
-    def _restore(self) -> None:
-        """Goes to the newest valid checkpoint, or to the given one; to the start if there is none."""
-        found = None
-        if self._resume not in {"auto", "never"}:
-            found, self._resume = checkpoint.read_checkpoint(Path(self._resume)), "auto"
-        elif newest := checkpoint.newest_checkpoint(self.folder):
-            found, faults = newest
-            for fault in faults:
-                _log.warning(fault)
+    def _summary_at(self, length: int) -> Summary | None:
+        """The summary of the run at this length; None if there is none, or it is damaged."""
+        with contextlib.suppress(FileNotFoundError, ValidationError):
+            found = Summary.model_validate_json(self.folder.summary.read_bytes())
+            return found if found.images_seen == length else None
+        return None
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The newest valid checkpoint, with a warning for each newer one; None if there is no checkpoint at all."""
+        found, faults = newest_checkpoint(self.folder) or (None, [])
+        for fault in faults:
+            _log.warning(fault)
+        return found
+
+    def _open(self) -> None:
+        """Loads the finished run's model. A file that is missing or damaged is made anew from the last checkpoint."""
+        try:
+            read_tensors(self.folder.model)
+        except CheckpointError as error:
+            fault = "is damaged" if self.folder.model.exists() else "is missing"
+            found = self._newest_checkpoint()
+            if found is None or found.position.seen != self.length:
+                fault = f"{fault}, and so is the checkpoint at the end of the run; use a new --out folder"
+                raise CheckpointError(f"{self.folder.model}: {fault}") from error
+            self._restore(found)
+            self._method.model(self.state.ema, self.config, self.data.info).save(self.folder.model)
+            _log.warning("%s: was %s, and was made anew from %s", self.folder.model, fault[3:], found.path)
+        self.model = self._load(self.folder.path)
+
+    def _restore(self, found: Checkpoint | None) -> None:
+        """Goes to a checkpoint; to the start if there is none."""
+        interval = self._log.interval
         if found is not None:
-            checkpoint.restore_checkpoint(found, self.state, self.run_config)
+            interval = found.position.interval
+            restore_checkpoint(found, self.state, self.run_config)
             self.resumed_from = self.saved = found.path
             self.training_seconds = found.position.training_seconds
             self._seconds_before = self.training_seconds + found.position.other_seconds
@@ -222,9 +291,10 @@ class Run:
             for optimizer in self.state.optimizers:
                 optimizer.state.clear()
             self.state.step, self.state.seen, self.training_seconds = 0, 0, 0.0
+            interval = Interval()
         self._in_step = False
         self._known = self.folder.saved_checkpoints()
-        self._log.resume(self.state.step, self.state.seen, self.training_seconds)
+        self._log.resume(self.state.step, interval)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ class Scoring:
     def __init__(self, data: Dataset, model: ImageModel, log: MetricsLog, cache: Path | None, progress: Progress):
         self.model, self.log = model, log
         self.every, self.n = model.config.evaluate_every, model.config.evaluate_images
-        self.length = model.config.length(len(data.train))
+        self.ends = model.config.ends(len(data.train))
         if self.every is None:
             return
         classifiers = find_or_train_classifiers(data, cache, progress)
@@ -39,7 +39,7 @@ class Scoring:
 
     def due(self, before: int, after: int) -> bool:
         """Whether to score after a step, given the images seen before and after it."""
-        return self.every is not None and (before // self.every < after // self.every or after == self.length)
+        return self.every is not None and (before // self.every < after // self.every or after in self.ends)
 
     def score(self, step: int, seen: int, progress: Progress) -> None:
         """Draws images, scores them and logs the score."""
