@@ -24,6 +24,7 @@ from pocketdiff.methods.gan import GanConfig
 from pocketdiff.methods.loop import TrainState
 from pocketdiff.model import DiffusionModel
 from pocketdiff.nets.gan import MlpGanConfig
+from pocketdiff.records import Interval
 from tests.helpers import assert_same, flip_bit, metadata, model_of, new_state, signed, steps, trained
 
 OLD = Path(__file__).parent / "data"
@@ -68,11 +69,13 @@ def newest_of(folder: RunFolder) -> tuple[Checkpoint, list[str]]:
 
 
 def test_a_checkpoint_is_one_file_with_every_module_and_optimizer(state, tiny_run, folder: RunFolder) -> None:
-    path = checkpoint.save_checkpoint(folder, state, tiny_run, 1.5, 2.5)
+    interval = Interval(seen=8, seconds=0.5, steps=1, sums={"loss": 0.1 + 0.2})
+    path = checkpoint.save_checkpoint(folder, state, tiny_run, 1.5, 2.5, interval)
     assert path == folder.checkpoint(2) == folder.path / "checkpoints" / "step-00000002.safetensors"
     found = checkpoint.read_checkpoint(path)
     assert found.config == tiny_run
-    assert found.position.model_dump() == {"step": 2, "seen": 16, "training_seconds": 1.5, "other_seconds": 2.5}
+    times = {"training_seconds": 1.5, "other_seconds": 2.5}
+    assert found.position.model_dump() == {"step": 2, "seen": 16, **times, "interval": interval.model_dump()}
     names = {name.split("/")[0] + "/" + name.split("/")[1] for name in found.tensors}
     assert names == {"modules/net", "modules/ema", "optimizers/0", "optimizers/1"}
 

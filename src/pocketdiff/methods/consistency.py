@@ -19,14 +19,12 @@ from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
-from pocketdiff.frozen import Sha256
+from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
+from pocketdiff.methods.source import TAKEN, take, weights_sha256
 from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
-from pocketdiff.tensors import fingerprint
 
-_TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")
-"""Fields that the student takes from its teacher."""
 _Hop = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
 
@@ -36,7 +34,7 @@ class ConsistencyConfig(DenoiserConfig):
     kind: Literal["consistency"] = "consistency"
     teacher: str | None = None
     """The teacher: a finished run, or a model file."""
-    teacher_sha256: Sha256 | None = None
+    teacher_sha256: Annotated[Sha256 | None, Filled()] = None
     """Of the teacher's weights; the run fills it in."""
     teacher_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Guidance scale of the teacher; none: the teacher's own sampling scale."""
@@ -66,7 +64,7 @@ class ConsistencyModel(DiffusionModel):
 
     def views(self) -> list[View]:
         """Images in one step and in two."""
-        one, two = (self.with_sampling(self.config.sampling.model_copy(update={"steps": steps})) for steps in (1, 2))
+        one, two = (self.with_sampling(self.config.sampling.replace(steps=steps)) for steps in (1, 2))
         return [View("_1step", "1 step", one), View("_2steps", "2 steps", two)]
 
 
@@ -83,24 +81,20 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
             raise RequestError("a consistency model needs a teacher: --teacher RUN_OR_FILE")
         teacher: Any = load(config.teacher)
         theirs, default = teacher.config, ConsistencyConfig()
-        if not set(_TAKEN) <= set(type(theirs).model_fields):
+        if not set(TAKEN) <= set(type(theirs).model_fields):
             raise RequestError(f"{config.teacher}: is not a denoiser and cannot teach; give a diffusion model")
         at_zero = PARAMETERIZATIONS.find(theirs.parameterization)(torch.zeros(1), theirs.sigma_data)
         if float(at_zero.skip) != 1 or float(at_zero.out) != 0:
             fault = f"predicts {theirs.parameterization}, which is not the image itself at noise level 0"
             raise RequestError(f"{config.teacher}: {fault}; give a teacher that predicts flow, v or eps")
-        taken = {field: getattr(theirs, field) for field in _TAKEN}
-        for field, value in taken.items():
-            if getattr(config, field) not in (getattr(default, field), value):
-                raise RequestError(f"{field} is the teacher's and cannot be chosen; leave it out")
-        taken["teacher_sha256"] = fingerprint(teacher.net.state_dict(), {})
+        taken: dict[str, Any] = {"teacher_sha256": weights_sha256(teacher)}
         if config.teacher_scale is None:
             taken["teacher_scale"] = teacher.sampling.scale
         if config.sampling == default.sampling:
             top = min(80.0, theirs.schedule.sigma_max)
             start = Karras(sigma_min=min(1.5, top / 2), sigma_max=top)
-            taken["sampling"] = config.sampling.model_copy(update={"schedule": start})
-        return config.model_copy(update=taken)
+            taken["sampling"] = config.sampling.replace(schedule=start)
+        return take(config, teacher, "the teacher's", **taken)
 
     def new_state(self, config: ConsistencyConfig, info: DataInfo, device: Device, load: Load) -> TrainState:
         """The state before the first step: student, average and teacher have the teacher's weights."""
@@ -121,7 +115,8 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
         top = config.sampling.grid(config.schedule)[0]
         sigma = config.levels(rng.stratified(config.seed, rng.Stream.LEVEL, indices)).clamp(max=top)
         sigma[rng.uniform(config.seed, rng.Stream.DROP, indices) < config.highest] = top
-        lower = self._lower(sigma, batch.progress, config)
+        later = bool(config.parts) and indices.start >= config.parts[0]  # An added part goes on with the last hop.
+        lower = self._lower(sigma, 1.0 if later else batch.progress, config)
         sigma, lower = sigma.float().to(x0.device), lower.float().to(x0.device)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             x = x0 + sigma.view(-1, 1, 1, 1) * eps

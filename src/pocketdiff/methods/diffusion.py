@@ -1,6 +1,6 @@
 """Diffusion: a denoiser trained on noisy images (Ho et al. 2020; Karras et al. 2022)."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,10 @@ from pocketdiff import rng
 from pocketdiff.config import DenoiserConfig, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import WEIGHTINGS, Denoiser
-from pocketdiff.methods.loop import Batch, DenoiserMethod, Losses, TrainState
+from pocketdiff.errors import RequestError
+from pocketdiff.frozen import Filled
+from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
+from pocketdiff.methods.source import start_weights, take, weights_sha256
 from pocketdiff.model import DiffusionModel
 from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.unet import UNetConfig
@@ -29,6 +32,10 @@ class DiffusionConfig(DenoiserConfig):
     """Weight of the loss by noise level; uniform: each paper's simple loss."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Fraction of the images that are trained without their label, which guidance needs."""
+    init_from: str | None = None
+    """Starts from the weights of this run or model file, also for other data and classes; none: new weights."""
+    init_sha256: Annotated[str | None, Filled()] = None
+    """Of these weights; the run fills it in."""
     lr_by_epoch: bool = False
     """Whether the learning rate changes only between epochs, instead of at each step."""
 
@@ -77,6 +84,30 @@ class Diffusion(DenoiserMethod[DiffusionConfig]):
     config = DiffusionConfig
     presets = PRESETS
     advice = "a lower --muon-lr and --adam-lr, or --precision fp32"
+
+    def complete(self, config: DiffusionConfig, load: Load) -> DiffusionConfig:
+        """The config with what it takes from the model of ``init_from``; raises RequestError if they do not fit."""
+        if config.init_from is None:
+            return config
+        source = load(config.init_from)
+        if not isinstance(source.config, DiffusionConfig):
+            raise RequestError(f"{config.init_from}: is a {source.config.kind} model; give a diffusion model")
+        changes: dict[str, Any] = {"init_sha256": weights_sha256(source)}
+        if config.sampling in [preset.sampling for preset in PRESETS.values()]:  # Not chosen.
+            changes["sampling"] = source.sampling
+        return take(config, source, "that of init_from", **changes)
+
+    def new_state(self, config: DiffusionConfig, info: DataInfo, device: Device, load: Load) -> TrainState:
+        """The state before the first step: new weights, or those of ``init_from``."""
+        state = super().new_state(config, info, device, load)
+        if config.init_from is not None:
+            try:
+                weights = start_weights(state.net, config, info, load(config.init_from))
+            except RequestError as error:
+                raise RequestError(f"{config.init_from}: {error}") from error
+            for module in (state.net, state.ema):
+                module.net.load_state_dict(weights)
+        return state
 
     def draw(self, batch: Batch, config: DiffusionConfig, null: int) -> Draws:
         """Noise, noise levels and dropped labels of a batch, all keyed by the image's index in the run."""
