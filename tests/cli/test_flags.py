@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pocketdiff.cli.flags import Metavar, Positional, UsageError, apply, parse, peek
 from pocketdiff.config import MethodConfig, SamplingConfig
-from pocketdiff.frozen import Frozen
+from pocketdiff.frozen import Filled, Frozen
 from pocketdiff.methods import PRESETS
 from pocketdiff.methods.diffusion import DiffusionConfig
 from pocketdiff.nets import NETS
@@ -228,7 +228,7 @@ NOT_PLAIN = ("kind", "net", "schedule", "sampling")
 VALUES = [
     name
     for name, field in DiffusionConfig.model_fields.items()
-    if name not in NOT_PLAIN and field.annotation is not bool
+    if name not in NOT_PLAIN and field.annotation is not bool and not any(isinstance(m, Filled) for m in field.metadata)
 ]
 NESTED = ["schedule.kind", "schedule.mean", "net.widths", "sampling.steps", "sampling.sampler", "sampling.options"]
 
@@ -245,6 +245,14 @@ def test_any_value_gives_a_config_or_a_sentence_that_names_the_flag(name: str, v
         assert str(error).startswith(flag)  # noqa: PT017 (both outcomes are right)
     else:
         assert isinstance(config, DiffusionConfig)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"), [("quick", "parts"), ("quick", "init-sha256"), ("consistency", "teacher-sha256")]
+)
+def test_what_a_run_fills_in_has_no_flag(preset: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no '--{name}'"):
+        parse("test", [f"--{name}", "1"], Nothing, PRESETS[preset], "config: the defaults are the test's")
 
 
 @pytest.mark.parametrize(

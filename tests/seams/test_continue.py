@@ -15,6 +15,7 @@ from pocketdiff.checkpoint import load
 from pocketdiff.config import MethodConfig
 from pocketdiff.data import Dataset
 from pocketdiff.errors import CheckpointError, RunError
+from pocketdiff.folder import RunFolder
 from pocketdiff.methods.consistency import ConsistencyConfig
 from pocketdiff.methods.diffusion import DiffusionConfig
 from pocketdiff.run import Run
@@ -89,7 +90,7 @@ def test_without_model_and_checkpoint_a_finished_run_is_refused(
     checkpoint: str, copy: Path, finished: Run, tiny_data: Dataset
 ) -> None:
     damage(copy / "model.safetensors", "missing")
-    damage(finished.folder.__class__(copy).checkpoint(12), checkpoint)
+    damage(RunFolder(copy).checkpoint(12), checkpoint)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match="use a new --out folder") as error:
         Run(EVERY, tiny_data, copy)
@@ -107,6 +108,16 @@ def test_a_damaged_summary_is_made_anew(content: bytes, copy: Path, finished: Ru
     assert run.summary is not None
     assert run.summary.images_seen == 92
     assert_ends_like(run, finished)
+
+
+def test_what_a_killed_process_left_at_the_end_is_removed(copy: Path, finished: Run, tiny_data: Dataset) -> None:
+    """An older checkpoint before the last write, and temporary files after it."""
+    folder = RunFolder(copy)
+    shutil.copy(folder.checkpoint(12), folder.checkpoint(11))
+    folder.summary.unlink()
+    assert_ends_like(finish(Run(EVERY, tiny_data, copy)), finished)
+    (copy / ".metrics.jsonl.0.tmp").touch()
+    assert_ends_like(Run(EVERY, tiny_data, copy), finished)
 
 
 # A greater length

@@ -8,6 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pocketdiff.methods.diffusion import PRESETS
+from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.records import Hardware, Summary, Versions, commit, fp32_peak, hardware, peak_memory, versions
 
 SUMMARY = Summary(
@@ -72,3 +74,26 @@ def test_memory_and_commit() -> None:
     assert peak is None or 50e6 < peak < 64e9
     found = commit()
     assert found is None or re.fullmatch(r"[0-9a-f]{40}\+?", found)
+
+
+# Copies with other values
+
+
+def test_replace_checks_names_and_values() -> None:
+    """``model_copy`` would take both mistakes silently."""
+    assert SUMMARY.replace(steps=4) == SUMMARY.model_copy(update={"steps": 4})
+    assert SUMMARY.steps == 3
+    for wrong, fault in (({"stesp": 4}, "stesp"), ({"steps": -1}, "steps"), ({"hardware": {"cpu": 1}}, "hardware")):
+        with pytest.raises(ValidationError, match=fault):
+            SUMMARY.replace(**wrong)
+
+
+def test_replace_keeps_nested_configs_and_clears_what_a_field_excludes() -> None:
+    config = PRESETS["quick"].replace(net=UNetConfig(widths=(8,)), sampling={"steps": 3})
+    assert (config.net, config.sampling.steps) == (UNetConfig(widths=(8,)), 3)
+    for given, length in (({"epochs": 2}, (None, 2)), ({"images": 5}, (5, None)), ({"seed": 1}, (22_000, None))):
+        changed = config.replace(**given)
+        assert (changed.images, changed.epochs) == length
+        assert changed.replace(images=7).images == 7
+    with pytest.raises(ValidationError, match="either in images or in epochs"):
+        config.replace(images=5, epochs=5)

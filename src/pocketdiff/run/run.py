@@ -262,6 +262,7 @@ class Run:
 
     def _open(self) -> None:
         """Loads the finished run's model. A file that is missing or damaged is made anew from the last checkpoint."""
+        remove_leftovers(self.folder.path)
         try:
             read_tensors(self.folder.model)
         except CheckpointError as error:
