@@ -145,7 +145,8 @@ class MethodConfig(Frozen):
     def part(self, seen: int, n: int) -> tuple[int, int]:
         """Where the part that has the next image begins and ends, in images seen."""
         *earlier, length = self.ends(n)
-        return max(end for end in (0, *earlier) if end <= seen), min(end for end in (*earlier, length) if end > seen)
+        start = max(end for end in (0, *earlier) if end <= seen)
+        return start, min((end for end in earlier if end > seen), default=length)
 
     def progress(self, seen: int, n: int) -> float:
         """Fraction of the part that is done, in [0, 1)."""

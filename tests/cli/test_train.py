@@ -190,6 +190,38 @@ def test_a_finished_run_says_so_and_changes_nothing(finished: Path, data: Path, 
     assert contents(finished) == before
 
 
+def test_a_greater_length_continues_a_finished_run(finished: Path, data: Path, capsys, tmp_path) -> None:
+    """The same command again finds it finished, or makes its model file anew."""
+    out = shutil.copytree(finished, tmp_path / "run")
+    words = [*train_words(data, out), "--images", "130"]
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert f"continuing from {RunFolder(out).checkpoint(14)}: 92 of 130 images" in said
+    assert "trained on 130 images" in said
+    assert json.loads((out / "config.json").read_text())["train"]["parts"] == [92]
+    assert [line["seen"] for line in lines(out)] == [21, 35, 49, 70, 84, 92, 99, 113, 130]
+    before = contents(out)
+    assert run(words) == 0
+    assert "is finished, and nothing was changed" in capsys.readouterr().out
+    assert contents(out) == before
+    (out / "model.safetensors").unlink()
+    fails(capsys, ["sample", str(out)], 2, "the model file is missing; the same train command makes it anew")
+    assert run(words) == 0
+    said, warned = capsys.readouterr()
+    assert "is finished; its model is" in said
+    assert "was missing, and was made anew from" in warned
+    assert contents(out) == before
+    fails(capsys, train_words(data, out), 2, "holds a run of 130 images, which cannot be shortened to 92")
+
+
+def test_a_run_starts_from_another_ones_weights(finished: Path, data: Path, capsys, tmp_path) -> None:
+    words = train_words(data, tmp_path / "run", "--init-from", str(finished), "--images", "14")
+    assert run(words) == 0
+    fails(
+        capsys, [*words, "--parameterization", "eps"], 2, "parameterization is that of init_from and cannot be chosen"
+    )
+
+
 def test_another_config_or_data_in_the_same_folder_is_refused(finished: Path, data: Path, capsys, tmp_path) -> None:
     before = contents(finished)
     fails(

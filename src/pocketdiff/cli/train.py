@@ -23,12 +23,16 @@ _SMOOTHING = 0.95
 
 class TrainOptions(Frozen):
     r"""Trains a model. Everything about the run goes into one folder: config.json, metrics.jsonl, pictures,
-    checkpoints, model.safetensors and summary.json. The same command again continues an unfinished run.
+    checkpoints, model.safetensors and summary.json. The same command again continues an unfinished run; with a greater
+    length it continues a finished one.
 
     Examples:
       pocketdiff train                                      MNIST, five minutes on two cores, into runs/laptop
       pocketdiff train --preset quick --seed 1 --out runs/a
+      pocketdiff train --preset quick --images 44000        goes on with the finished run in runs/quick
       pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images per class
+      pocketdiff train --data photos --size 32 --init-from runs/other-photos
+                                                            starts from the weights of another run
       pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
       pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
       pocketdiff train --preset consistency --teacher runs/laptop
@@ -65,7 +69,8 @@ def main(arguments: list[str]) -> int:
         screen = _Screen(bar, stop)
         run = Run(config, data, out, device=device, resume=options.resume, cache=cache_folder(), progress=screen)
         if run.finished:
-            say(f"{out} is finished, and nothing was changed; its model is {run.folder.model}")
+            unchanged = "" if run.resumed_from else ", and nothing was changed"
+            say(f"{out} is finished{unchanged}; its model is {run.folder.model}")
             return 0
         if run.resumed_from is not None:
             say(f"continuing from {run.resumed_from}: {run.state.seen:,} of {run.length:,} images")

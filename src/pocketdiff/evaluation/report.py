@@ -242,7 +242,7 @@ def sweep(
 
     Example:
         >>> model, data = pd.load("runs/laptop"), pd.load_data("mnist")
-        >>> settings = [model.sampling.model_copy(update={"scale": scale}) for scale in (1.0, 1.5, 2.0)]
+        >>> settings = [model.sampling.replace(scale=scale) for scale in (1.0, 1.5, 2.0)]
         >>> print(sweep([pd.with_sampling(model, way) for way in settings], data, n=2000).table())
 
     ``models`` is the same model with each of the settings. The other arguments are those of `evaluate`.
