@@ -3,10 +3,10 @@
     python benchmarks/kill.py [--kills N] [--methods diffusion,gan,consistency] [--seed N]
 
 Each method trains a small run on MNIST digits with `pocketdiff train`: checkpoints every other step, pictures after
-every epoch, scores of diffusion. strace kills the command before a system call, drawn at random: first its kind (write,
-rename, unlink, ...), then its number among all such calls of a whole run. Some kills come at a random time instead;
-without strace all do. The same command then goes on, and is killed again, until it ends. This is done in three phases:
-a run, the same run made longer, and its model file made anew after it was removed.
+every epoch, simple scores of diffusion. strace kills the command before a system call, drawn at random: first its kind
+(write, rename, unlink, ...), then its number among all such calls of a whole run. Some kills come at a random time
+instead; without strace all do. The same command then goes on, and is killed again, until it ends. This is done in three
+phases: a run, the same run made longer, and its model file made anew after it was removed.
 
 After each kill the newest checkpoint must be valid and no older than before, and while a run is made longer, the model
 of its first part must load. At the end of each phase config, model file, pictures, log (without times) and all tensors
@@ -62,6 +62,8 @@ IMAGES = 140
 """Images of an epoch."""
 PHASES = {"a run": 300, "made longer": 500, "model made anew": 500}
 """Phases of a run, with its images; both parts end inside an epoch."""
+IN_ONE_PHASE = 8
+"""The most kills in one phase; then it may end."""
 
 
 @dataclass
@@ -184,10 +186,10 @@ def chase(
     command: list[str], phase: str, reference: Reference, out: Path, draw: random.Random, tally: Tally, wanted: int
 ) -> None:
     """Starts a command and kills it, again and again, until it ends or there were enough kills; then compares."""
-    seen, folder = 0, RunFolder(out)
+    seen, folder, before = 0, RunFolder(out), tally.kills.total()
     while True:
         kind, options, seconds = TIMES, None, None
-        if tally.kills.total() < wanted:
+        if tally.kills.total() < min(wanted, before + IN_ONE_PHASE):
             kind = draw.choice([*sorted(reference.calls), TIMES])
             if kind == TIMES:
                 seconds = draw.uniform(0, reference.seconds)
