@@ -456,8 +456,8 @@ def hostile_changes() -> list[tuple[str, int, Callable[[dict[str, Any]], object]
         name = ", ".join(f"{key} {value!s:.20}" for key, value in fields.items())
         return f"{part}: {name}", number, lambda about: _part(about, part).update(fields)
 
-    most = {"blocks": 32, "widths": [1024] * 5, "embedding": 4096}
-    found = [net(0, blocks=blocks) for blocks in (10**9, 10**4, 33)]
+    most = {"blocks": 16, "widths": [1024] * 5, "embedding": 4096}
+    found = [net(0, blocks=blocks) for blocks in (10**9, 10**4, 17)]
     found += [net(0, widths=widths) for widths in ([8000], [2**40], [8] * 10**4, [1024] * 5)]
     found += [net(0, embedding=size) for size in (10**9, 10**5, 4096)]
     found += [net(0, **most), net(1, n_feat=10**6), net(1, n_feat=1024), net(2, widths=[1024] * 5, embedding=4096)]

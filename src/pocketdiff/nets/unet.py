@@ -40,7 +40,7 @@ class UNetConfig(Frozen):
     kind: Literal["unet"] = "unet"
     widths: Widths = (32, 64)
     """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
-    blocks: int = Field(2, ge=1, le=32)
+    blocks: int = Field(2, ge=1, le=16)
     """Residual blocks at each level on the way down, and the same number on the way up."""
     embedding: int = Field(128, ge=8, le=MAX_EMBEDDING)
     """Size of the embedding of noise level and label."""
