@@ -51,7 +51,7 @@ from pocketdiff.importer import _tables, import_ddpm
 from pocketdiff.methods.loop import train
 from pocketdiff.nets.context_unet import ContextUnetConfig
 from pocketdiff.nets.gan import ConvGanConfig, MlpGanConfig
-from pocketdiff.records import hardware, versions
+from pocketdiff.records import Interval, hardware, versions
 from pocketdiff.run.log import MetricsLog
 from pocketdiff.schedule import DiscreteBeta
 from pocketdiff.tensors import fingerprint
@@ -110,10 +110,11 @@ def trained(config: Any, folder: Path) -> None:
     """A model file, a checkpoint, a config and a log after two steps."""
     data, run, method = small_data(), RunFolder(folder), pd.METHODS.find(config.kind)
     state = method.new_state(config, data.info, "cpu", pd.load)
+    folder.mkdir(parents=True, exist_ok=True)
+    log, before = MetricsLog(run, 8, config.ends(len(data.train))), 0
     for report in train(method, state, data.train, config):
-        log = MetricsLog(run, 8)
-        folder.mkdir(parents=True, exist_ok=True)
-        log.add(report, 1.0, last=True)
+        log.add(report, before, 1.0)
+        before = report.seen
     log.write({"step": 2, "seen": 16, "evaluation": {"accuracy": 0.5}, "real_baseline": {}})
     about = RunConfig(train=config, data=data.info)
     save_checkpoint(run, state, about)
@@ -233,8 +234,8 @@ def _checkpoint(place: Path) -> object:
 
 
 def _metrics(place: Path) -> object:
-    log = MetricsLog(RunFolder(place), 8)
-    log.resume(1, 8, 0.0)
+    log = MetricsLog(RunFolder(place), 8, (16,))
+    log.resume(1, Interval(seen=8))
     return log.scores()
 
 

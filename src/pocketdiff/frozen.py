@@ -29,6 +29,7 @@ class Frozen(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=Tr
                 changes.setdefault(other, None)
         return self.model_validate({**dict(self), **changes})
 
+
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("holds characters that cannot be printed")
