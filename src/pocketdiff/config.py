@@ -6,7 +6,7 @@ The command line makes a flag of every field. Each training method adds its own 
 import math
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -25,6 +25,9 @@ from pocketdiff.schedule import MAX_LEVELS, SCHEDULES, Karras, LogNormal, Schedu
 Level = Annotated[float, Field(ge=0)]
 AnyNet = Annotated[NetConfig, OneOf(NETS)]
 AnySchedule = Annotated[Schedule, OneOf(SCHEDULES)]
+
+MAX_PASSES = 200
+"""The most passes over a small data set in a run whose length is the preset's."""
 
 
 def _square(size: Any) -> Any:
@@ -91,7 +94,7 @@ class MethodConfig(Frozen):
     data: str = "mnist"
     """Data set: mnist, or the path of a folder of IDX files, a folder of image folders, or an .npz file."""
     size: Annotated[tuple[Side, Side], BeforeValidator(_square)] | None = None
-    """Height and width for every image, or one number for both; needed where the images differ in size."""
+    """Height and width for every image, or one number for both (default: chosen from the images' own sizes)."""
     augment: Annotated[str, Named(AUGMENTATIONS)] = "none"
     """Augmentation of the training images, such as flip, which mirrors half of them."""
     seed: int = 0
@@ -152,6 +155,14 @@ class MethodConfig(Frozen):
         """Fraction of the part that is done, in [0, 1)."""
         start, end = self.part(seen, n)
         return (seen - start) / (end - start)
+
+    def shortened(self, n: int) -> Self:
+        """The config with a length of at most `MAX_PASSES` passes over ``n`` images, in whole batches. A length in
+        epochs stays.
+        """
+        if self.images is None or self.images <= MAX_PASSES * n:
+            return self
+        return self.model_copy(update={"images": max(1, MAX_PASSES * n // self.batch) * self.batch})
 
     def learning_rate(self, seen: int, n: int) -> float:
         """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""

@@ -1,6 +1,7 @@
 """Every source of data: what is read, and that every fault is one sentence that begins with the source's name."""
 
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -32,6 +33,8 @@ from pocketdiff.data import (
     folder,
     idx,
     load_data,
+    load_images,
+    source,
     to_data_units,
     to_uint8,
 )
@@ -225,6 +228,57 @@ def test_a_label_that_only_the_test_split_has_is_refused(tmp_path) -> None:
     refused(tmp_path, tmp_path, "label 9 is in the test split")
 
 
+def test_known_labels_have_names(tmp_path, monkeypatch) -> None:
+    """By the hash of the file, packed or not, and by nothing else."""
+    files, packed = idx_files(), gzip.compress(idx_files()[TRAIN_LABELS])
+    plain, zipped = (write(tmp_path / name, files) for name in ("fashion-mnist", "kmnist"))
+    (zipped / TRAIN_LABELS).rename(zipped / f"{TRAIN_LABELS}.gz").write_bytes(packed)
+    assert [load_data(str(each)).info.classes for each in (plain, zipped)] == [("0", "1")] * 2
+    for content in (files[TRAIN_LABELS], packed):
+        with monkeypatch.context() as patch:
+            patch.setattr(idx, "KNOWN", {hashlib.sha256(content).hexdigest(): ("shoe", "bag")})
+            names = [load_data(str(each)).info.classes for each in (plain, zipped)]
+        assert names == [("shoe", "bag") if content is not packed else ("0", "1"), ("shoe", "bag")]
+
+
+def emnist_files(split: str, first: int = 0) -> dict[str, bytes]:
+    """Two images of each label, under EMNIST's names."""
+    labels = np.arange(len(idx.EMNIST[split]), dtype=np.uint8).repeat(2) + np.uint8(first)
+    images = np.random.default_rng(6).integers(0, 256, (len(labels), 16, 20), np.uint8)
+    arrays = (images, labels, images, labels)
+    stems = [f"emnist-{split}-{stem.replace('t10k', 'test')}.gz" for stem in STEMS]
+    return {stem: gzip.compress(idx_bytes(array)) for stem, array in zip(stems, arrays, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "some"),
+    [
+        ("balanced", 47, {9: "9", 10: "A", 36: "a", 38: "d", 46: "t"}),
+        ("bymerge", 47, {35: "Z", 39: "e", 40: "f", 41: "g", 43: "n"}),
+        ("byclass", 62, {35: "Z", 36: "a", 61: "z"}),
+        ("letters", 26, {0: "A", 25: "Z"}),
+        ("digits", 10, {7: "7"}),
+        ("mnist", 10, {7: "7"}),
+    ],
+)
+def test_a_split_of_emnist_is_read_upright_with_names(split, count, some, tmp_path) -> None:
+    files = emnist_files(split, first=int(split == "letters"))
+    data = load_data(str(write(tmp_path, files)))
+    raw = np.frombuffer(gzip.decompress(files[f"emnist-{split}-test-images-idx3-ubyte.gz"]), np.uint8, offset=16)
+    assert np.array_equal(data.test.pixels[:, 0], raw.reshape(-1, 16, 20).transpose(0, 2, 1))
+    assert np.array_equal(data.test.labels, np.arange(count).repeat(2))
+    assert {index: data.info.classes[index] for index in some} == some
+    assert len(data.info.classes) == count
+
+
+def test_a_folder_of_several_or_incomplete_splits_of_emnist_is_refused(tmp_path) -> None:
+    both = write(tmp_path / "both", emnist_files("digits") | emnist_files("mnist"))
+    refused(both, both, r"holds more than one data set \(digits, mnist\)")
+    part = write(tmp_path / "part", emnist_files("digits"))
+    (part / "emnist-digits-test-labels-idx1-ubyte.gz").unlink()
+    refused(part, part, "emnist-digits-test-labels-idx1-ubyte, plain or .gz, is missing")
+
+
 # Image folders
 
 
@@ -359,12 +413,6 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
 @pytest.mark.parametrize(
     ("files", "named", "fault"),
     [
-        (
-            {**PAIR, "a/2.png": solid(0, size=(16, 20))},
-            "a/2.png",
-            r"is 16 x 20 pixels and .*0.png 16 x 16; resize them with --size 32 ",
-        ),
-        ({**PAIR, "b/0.png": solid(0, size=(20, 16))}, "b/0.png", r"is 20 x 16 pixels .* --size 32 "),
         ({**PAIR, "b/0.png": solid(0)}, "", "class 'b' has fewer than two training images"),
         ({**PAIR, "b": None}, "b", "holds no images"),
         ({**PAIR, "b/Thumbs.db": b""}, "b", "holds no images"),
@@ -382,16 +430,13 @@ DEEP = Image.fromarray(GREYS.astype(np.uint16) * 257)
         ({**PAIR, "a/deeper/0.png": solid(0)}, "a/deeper", "is not a PNG or JPEG file"),
         ({**PAIR, "notes.txt": b"Hello, world.\n"}, "notes.txt", "is a file between the folders of classes"),
         ({**PAIR, "2.png": solid(0)}, "2.png", "is a file between the folders of classes"),
-        (dict.fromkeys(PAIR, solid(0, size=(512, 512))), "", "are 512 x 512 pixels, .* --size 32 "),
-        (dict.fromkeys(PAIR, solid(0, size=(16, 65))), "", "are 16 x 65 pixels"),
-        (dict.fromkeys(PAIR, solid(0, size=(15, 16))), "", "are 15 x 16 pixels"),
         ({".hidden/0.png": solid(0)}, "", "holds no images; .* one sub-folder per class"),
         ({"train": None, "test/a/0.png": solid(0)}, "train", "holds no images; .* one sub-folder per class"),
         ({"train/a/0.png": solid(0), "test": b""}, "test", "is not a folder"),
         (
-            {**{f"train/{name}": image for name, image in PAIR.items()}, "test/a/0.png": solid(0, size=(16, 17))},
+            {"CON/0.png": solid(0), "CON/1.png": solid(0)},
             "",
-            "train and test images differ in size or in color; resize them with --size 32 ",
+            "'CON' cannot be the name .* Windows .*; rename the class",
         ),
         (
             {**{f"train/{name}": image for name, image in PAIR.items()}, "test/b/0.png": solid(0)},
@@ -413,9 +458,15 @@ def test_a_decompression_bomb_is_refused(side, tmp_path) -> None:
     refused(write(tmp_path, {**PAIR, "a/2.png": bomb}), tmp_path / "a/2.png", fault, (16, 16))
 
 
-def test_images_that_need_too_much_memory_are_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(folder, "MAX_BYTES", 2 * 16 * 16 * 3 - 1)
-    refused(write(tmp_path, PAIR), tmp_path, "--size 32 ")
+def test_the_limit_of_memory_is_that_of_the_scaled_images(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(source, "MAX_BYTES", 3 * 16 * 16 * 3)
+    files = {f"a/{number}.png": solid(number, size=(100, 100)) for number in range(4)}
+    root = write(tmp_path, files)
+    refused(root, root, "4 images of 16 x 16 pixels need 3,072 bytes .*; use fewer or smaller images", (16, 16))
+    (root / "a/0.png").unlink()
+    assert len(load_data(str(root), (16, 16)).train) == 2
+    np.savez(tmp_path / "data.npz", images=np.zeros((9, 16, 16), np.uint8), labels=np.zeros(9, int))
+    refused(tmp_path / "data.npz", tmp_path / "data.npz", "9 images of 20 x 20 pixels need 3,600 bytes", (20, 20))
 
 
 @pytest.mark.parametrize("link", ["a/2.png", "b", "c"])
@@ -434,6 +485,14 @@ def test_a_link_within_the_folder_is_followed(tmp_path) -> None:
     (root / "a/2.png").symlink_to(root / "a/0.png")
     (tmp_path / "alias").symlink_to(root)
     assert len(load_data(str(tmp_path / "alias")).train) == 4
+
+
+def test_loose_images_have_the_size_of_the_data(tmp_path, tiny_data: Dataset) -> None:
+    root = write(tmp_path, {"0.png": solid(0, size=(28, 28)), "1.png": solid(0, size=(20, 16))})
+    with pytest.raises(DataError, match=r"1.png: is 20 x 16 pixels, but the images of the data are 28 x 28; resize it"):
+        load_images(str(root), tiny_data.info)
+    (root / "1.png").unlink()
+    assert load_images(str(root), tiny_data.info)[0].shape == (1, 1, 28, 28)
 
 
 def test_circular_links_are_refused(tmp_path) -> None:
@@ -489,6 +548,74 @@ def test_size_means_the_same_in_every_kind_of_source(shape, tmp_path) -> None:
 
 def test_the_size_that_images_already_have_changes_nothing(tmp_path) -> None:
     assert np.array_equal(as_read(NOISE, tmp_path, (16, 24)).permute(1, 2, 0), COLORS)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "said"),
+    [
+        ([(20, 27)] * 3, (20, 27), None),
+        ([(64, 16)] * 3, (64, 16), None),
+        ([(100, 100)] * 3, (64, 64), "3 images of 100 x 100 pixels, scaled to 64 x 64; "),
+        (
+            [(480, 640)] * 2 + [(960, 1280)],
+            (48, 64),
+            "3 images from 480 x 640 to 960 x 1280 pixels, scaled to 48 x 64; ",
+        ),
+        ([(16, 16), (16, 16), (16, 20)], (16, 16), "3 images from 16 x 16 to 16 x 20 pixels, scaled to 16 x 16; "),
+        ([(15, 30)] * 3, (16, 32), "3 images of 15 x 30 pixels, scaled to 16 x 32; "),
+        ([(20, 1000)] * 3, (16, 64), "3 images of 20 x 1000 pixels, scaled to 16 x 64; "),
+    ],
+)
+def test_without_a_size_one_is_chosen_from_the_images(shapes: list[Size], size: Size, said, tmp_path, caplog) -> None:
+    draw = np.random.default_rng(5)
+    images = [Image.fromarray(draw.integers(0, 256, shape, np.uint8)) for shape in shapes]
+    root = write(tmp_path / "photos", {f"a/{number}.png": image for number, image in enumerate(images)})
+    with caplog.at_level("INFO", "pocketdiff"):
+        found = load_data(str(root))
+    assert found.train.pixels.shape[2:] == size
+    assert caplog.messages == ([] if said is None else [f"{root}: {said}--size (size=) chooses another"])
+    again = load_data(str(root), size)  # Evaluation reads a model's data in this way.
+    assert again.info == found.info
+    assert len(caplog.messages) == (said is not None)
+
+
+def test_arrays_of_any_size_get_one_too(caplog) -> None:
+    with caplog.at_level("INFO", "pocketdiff"):
+        data = Dataset.from_arrays(PIXELS[:, :15], LABELS, PIXELS[:, :, :16], LABELS)
+    assert (data.info.height, data.info.width) == (16, 16)
+    assert "arrays: 12 images from 16 x 16 to 15 x 20 pixels, scaled to 16 x 16" in caplog.text
+
+
+def test_a_faulty_file_is_named_before_any_image_is_decoded(tmp_path, monkeypatch) -> None:
+    root = write(tmp_path, {**PAIR, "b/0.png": b"Hello, world.\n"})
+    monkeypatch.setattr(folder, "_read_image", lambda file, size: pytest.fail("an image was decoded"))
+    refused(root, root / "b/0.png", "cannot be read as an image")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_size_of_a_turned_photo_is_that_of_the_upright_image(kind, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = png(solid(200, size=(300, 400)), kind, exif=exif)
+    root = write(tmp_path, {"a/0.jpg": photo, "a/1.jpg": photo})
+    assert load_data(str(root)).train.pixels.shape == (1, 1, 64, 48)
+
+
+def test_a_large_jpeg_looks_like_the_same_png(tmp_path) -> None:
+    """It is decoded at a fraction of its size."""
+    side = np.linspace(0, 6, 800)
+    waves = 127 + 100 * np.sin(side[:, None] ** 2) * np.cos(side)
+    image = Image.fromarray(waves.astype(np.uint8))
+    one, other = (
+        load_data(str(write(tmp_path / kind, {f"a/{n}.{kind.lower()}": png(image, kind) for n in range(2)})))
+        for kind in ("PNG", "JPEG")
+    )
+    assert one.info.height == other.info.height == 64
+    assert (one.train.pixels.float() - other.train.pixels.float()).abs().max() < 8
+
+
+def test_a_size_out_of_range_is_refused(tmp_path) -> None:
+    refused(write(tmp_path, PAIR), tmp_path, "size is 100 x 16 pixels; use 16 to 64 a side", (100, 16))
 
 
 # npz
@@ -547,11 +674,11 @@ def test_ink_is_light_on_dark(tmp_path) -> None:
         ({"images": PIXELS, "labels": LABELS[:5]}, "labels has 5 entries for 6 images"),
         ({"images": PIXELS, "labels": LABELS[:0]}, "labels has 0 entries for 6 images"),
         ({"images": PIXELS, "labels": [0, 0, 0, 0, 0, 9]}, "class '9' has fewer than two training images"),
-        ({"images": PIXELS[:, :15], "labels": LABELS}, "are 15 x 20 pixels, .* --size 32 "),
         (
-            {"images": PIXELS, "labels": LABELS, "test_images": PIXELS[:, :, :16], "test_labels": LABELS},
-            "train and test images differ in size or in color",
+            {"images": PIXELS, "labels": LABELS, "test_images": PIXELS[..., None].repeat(3, 3), "test_labels": LABELS},
+            "train and test images differ in color",
         ),
+        ({"images": PIXELS, "labels": np.array([0, 1, 0, 1, 0, 2**63], np.uint64)}, f"holds {2**63}, more than"),
         (
             {"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": LABELS + 1},
             "label 2 is in the test split",
@@ -612,7 +739,7 @@ def shaped(shape: object) -> bytes:
 @pytest.mark.parametrize(
     ("images", "fault"),
     [
-        (shaped((2**31, 28, 28)) + bytes(99), "claims"),
+        (shaped((2**31, 28, 28)) + bytes(99), "over the limit of 2,147,483,648; use fewer or smaller images"),
         (shaped((2**40, 28, 28)) + bytes(99), "impossible shape"),
         (shaped((10**2000, 28, 28)) + bytes(99), "impossible shape"),
         (shaped((-1, 16, 20)) + bytes(2**24), "impossible shape"),
@@ -643,6 +770,13 @@ def test_a_faulty_array_is_refused_without_allocating(images, fault, tmp_path) -
 def test_an_array_written_by_python_2_is_read_without_a_warning(tmp_path) -> None:
     write(tmp_path, {"data.npz": npz(shaped("(6L, 16L, 20L)") + PIXELS.tobytes())})
     assert load_data(str(tmp_path / "data.npz")).train.pixels.shape == (4, 1, 16, 20)
+
+
+def test_arrays_that_do_not_fit_each_other_are_refused_before_they_are_read(tmp_path) -> None:
+    images = shaped((2**31 // 784, 28, 28)) + bytes(2**22)
+    write(tmp_path, {"data.npz": npz(images, zipfile.ZIP_DEFLATED)})
+    with memory_below(2**20):
+        refused(tmp_path / "data.npz", tmp_path / "data.npz", "labels has 6 entries for 2,739,137 images")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -726,7 +860,6 @@ TENSOR = torch.tensor(PIXELS)
         ({"images": TENSOR[:, None].repeat(1, 4, 1, 1)}, r"images is uint8 of shape \(6, 4, 16, 20\)"),
         ({"images": PIXELS[:0], "labels": LABELS[:0]}, r"images is uint8 of shape \(0, 16, 20\)"),
         ({"images": [[1, 2], [3]]}, "images is not an array .*; give a numpy array or a tensor"),
-        ({"images": PIXELS[:, :15]}, "images are 15 x 20 pixels, .* --size 32 or size="),
         ({"labels": LABELS.astype(float)}, "labels is float64 .* must be integers"),
         ({"labels": torch.tensor(LABELS) == 1}, "labels is bool .* must be integers"),
         ({"labels": list("aabbcc")}, "labels is <U1 .* must be integers"),
@@ -738,12 +871,20 @@ TENSOR = torch.tensor(PIXELS)
         ({"test_images": PIXELS / 255, "test_labels": LABELS}, "test_images is float64"),
         ({"test_images": PIXELS, "test_labels": LABELS / 2}, "test_labels is float64"),
         ({"test_images": PIXELS, "test_labels": LABELS[:5]}, "labels has 5 entries for 6 images"),
-        ({"test_images": PIXELS[:, :, :16], "test_labels": LABELS}, "train and test images differ in size or in color"),
+        (
+            {"test_images": PIXELS[..., None].repeat(3, 3), "test_labels": LABELS},
+            "train and test images differ in color",
+        ),
+        ({"labels": np.array([0, 0, 1, 1, 2**64 - 1, 2**64 - 1], np.uint64)}, f"labels holds {2**64 - 1}, more than"),
         ({"test_images": PIXELS, "test_labels": LABELS + 1}, "label 2 is in the test split"),
         ({"classes": ["cat"]}, "label 1 is not one of the 1 classes"),
         ({"classes": ["cat", "dog", "cow"]}, "class 'cow' has fewer than two training images"),
         ({"classes": ["cat", "cat"]}, "two classes have the same name"),
         ({"classes": ["cat", "../dog"]}, "'../dog' cannot be the name of a class"),
+        *[
+            ({"classes": ["cat", name]}, "cannot be the name of a class, because Windows has no such folder; rename")
+            for name in ("con", "Aux.x", "LPT1", "C:x", "what?", "a|b", "<i>", "dot.", "space ")
+        ],
         ({"classes": ["cat", "dog"], "labels": LABELS.astype(int) - 1}, "label -1 is not one of the 2 classes"),
     ],
 )

@@ -158,6 +158,8 @@ def load_set(options: DataOptions, model: ImageModel | None = None) -> Dataset:
     if model is not None and (options.data, options.size, options.split_seed) == (None, None, None):
         return own_data(model)
     config = MethodConfig(kind="none") if model is None else model.config
-    size = config.size if options.size is None else (options.size[0], options.size[-1])
+    size = None if model is None else (model.info.height, model.info.width)
+    if options.size is not None:
+        size = options.size[0], options.size[-1]
     seed = config.seed if options.split_seed is None else options.split_seed
     return load_data(options.data or config.data, size, seed)

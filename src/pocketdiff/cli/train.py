@@ -30,8 +30,8 @@ class TrainOptions(Frozen):
       pocketdiff train                                      MNIST, five minutes on two cores, into runs/laptop
       pocketdiff train --preset quick --seed 1 --out runs/a
       pocketdiff train --preset quick --images 44000        goes on with the finished run in runs/quick
-      pocketdiff train --data photos --size 32              your own: one sub-folder of PNG or JPEG images per class
-      pocketdiff train --data photos --size 32 --init-from runs/other-photos
+      pocketdiff train --data photos                        your own: one sub-folder of PNG or JPEG images per class
+      pocketdiff train --data photos --init-from runs/other-photos
                                                             starts from the weights of another run
       pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
       pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
     device = pick_device(options.device)
     config = apply(PRESETS[preset], given)
     data = load_data(config.data, config.size, config.seed)
+    if not {"images", "epochs"} & given.keys():
+        config = config.shortened(len(data.train))
     name = preset if config.data == "mnist" else f"{preset}-{Path(config.data).stem}"
     out = options.out or Path("runs") / name
     if device.type == "cuda" and options.preset == "laptop":
@@ -75,7 +77,9 @@ def main(arguments: list[str]) -> int:
         if run.resumed_from is not None:
             say(f"continuing from {run.resumed_from}: {run.state.seen:,} of {run.length:,} images")
         weights = sum(weight.numel() for weight in run.state.net.parameters())
-        say(f"training on {run.length:,} images, {weights:,} weights, into {out}")
+        n = len(data.train)
+        passes = f"{run.length / n:,.1f}".removesuffix(".0")
+        say(f"training on {run.length:,} images ({passes} passes over {n:,}), {weights:,} weights, into {out}")
         screen.seen, screen.length = run.state.seen, run.length
         try:
             with contextlib.closing(iter(run)) as reports:  # Closing saves; an error of the save is not swallowed.

@@ -21,9 +21,20 @@ from torch import Tensor
 
 from pocketdiff.data.arrays import read_npz
 from pocketdiff.data.augment import AUGMENTATIONS, Augmentation
-from pocketdiff.data.folder import RESIZE, read_image_folder, read_loose_images
+from pocketdiff.data.folder import read_image_folder, read_loose_images
 from pocketdiff.data.idx import is_idx_folder, read_idx_folder, read_mnist
-from pocketdiff.data.source import Reader, Size, Source, Split, check_images, check_labels, resize
+from pocketdiff.data.source import (
+    MAX_SIDE,
+    MIN_SIDE,
+    Reader,
+    Size,
+    Source,
+    Split,
+    check_images,
+    check_labels,
+    common_size,
+    resize,
+)
 from pocketdiff.errors import DataError
 from pocketdiff.frozen import Frozen, Sha256
 from pocketdiff.registry import Registry
@@ -34,24 +45,27 @@ __all__ = [
     "Source", "Split", "load_data", "load_images", "to_data_units", "to_uint8",
 ]  # fmt: skip
 
-MIN_SIDE, MAX_SIDE = 16, 64
-"""The supported image sizes, in pixels."""
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
-
 Array = np.ndarray | Tensor | Sequence[Any]
 
 DATASETS: Registry[Reader] = Registry("data set", "pocketdiff.data", {"mnist": read_mnist})
+
+
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+"""Names of Windows' devices, with any ending."""
 
 
 def plain_names(classes: tuple[str, ...]) -> tuple[str, ...]:
     """The names of classes, if they can be names of folders: model files, which may be untrusted, contain them.
 
     Raises:
-        ValueError: If a name is empty, is a path, cannot be printed or occurs twice.
+        ValueError: If a name is empty, is a path, cannot be printed, means something else on Windows, or occurs twice.
     """
     for name in classes:
         if not name.isprintable() or name in {"", ".", ".."} or "/" in name or "\\" in name:
             raise ValueError(f"{name!r} cannot be the name of a class")
+        if name.partition(".")[0].rstrip().upper() in _RESERVED or set(name) & set('<>:"|?*') or name[-1] in ". ":
+            raise ValueError(f"{name!r} cannot be the name of a class, because Windows has no such folder")
     if len(set(classes)) < len(classes):
         raise ValueError("two classes have the same name")
     return classes
@@ -171,7 +185,8 @@ def load_data(source: str = "mnist", size: Size | None = None, seed: int = 0) ->
             of PNG or JPEG images for each class, or with ``train`` and ``test`` folders of this kind; or an ``.npz``
             file with the arrays of `Dataset.from_arrays`.
         size: (height, width) for all images: they are scaled until they cover it, then cropped at the center. None: the
-            images must already have one size.
+            size that all images have if it is 16 to 64 pixels a side; otherwise one is chosen from the images' own
+            sizes (`common_size`), and a line of the log says which.
         seed: Decides which images are held out if the source has no test split: a tenth of each class, at least one.
 
     Raises:
@@ -204,7 +219,7 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
 
     Args:
         source: An ``.npz`` file with ``images`` and optionally ``labels``, class indices; or a folder of PNG or JPEG
-            images, optionally in sub-folders with the names of classes.
+            images of the data's size, optionally in sub-folders with the names of classes.
         info: The data they are compared with, which decides between grey and RGB, and the class indices.
 
     Raises:
@@ -213,7 +228,7 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
     try:
         path = Path(source).expanduser()
         if path.is_dir():
-            split = read_loose_images(path, info.classes)
+            split = read_loose_images(path, info.classes, (info.height, info.width))
         elif path.is_file() and path.suffix == ".npz":
             split = read_npz(path).train
         else:
@@ -231,13 +246,20 @@ def load_images(source: str, info: DataInfo) -> tuple[UInt8[Tensor, "n c h w"], 
 
 def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
     """Checks what was read and builds the data set; ``source`` begins each message."""
-    pixels, values = _checked(raw.train, f"{source}: ", size)
-    labels = sorted(set(values)) if raw.classes is None else range(len(raw.classes))
+    starts = (f"{source}: ", f"{source}: test_")
+    checked = [_checked(split, start) for split, start in zip(raw[:2], starts, strict=True) if split is not None]
+    if size is None:
+        size = common_size(np.concatenate([np.full((len(x), 2), x.shape[1:3]) for x, _ in checked]), source)
+    elif not MIN_SIDE <= min(size) <= max(size) <= MAX_SIDE:
+        raise DataError(f"{source}: size is {size[0]} x {size[1]} pixels; use {MIN_SIDE} to {MAX_SIDE} a side")
+    images, values = zip(*((_pixels(resize(each, size, source)), values) for each, values in checked), strict=True)
+    labels = sorted(set(values[0])) if raw.classes is None else range(len(raw.classes))
     try:
         classes = plain_names(tuple(str(name) for name in (labels if raw.classes is None else raw.classes)))
     except ValueError as error:
-        raise DataError(f"{source}: {error}; use different names of letters and digits") from error
-    train = _images(pixels, values, labels, source, f"is not one of the {len(labels)} classes; give it a name")
+        raise DataError(f"{source}: {error}; rename the class") from error
+    fault = f"is not one of the {len(labels)} classes; give it a name"
+    train = _images(images[0], values[0], labels, source, fault)
     if (counts := train.labels.bincount(minlength=len(classes))).min() < 2:
         few = classes[int(counts.argmin())]
         raise DataError(f"{source}: class {few!r} has fewer than two training images; add some or remove the class")
@@ -245,10 +267,10 @@ def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
         train, test = _split(train, seed)
     else:
         fault = "is in the test split but not in the training split; remove it"
-        test = _images(*_checked(raw.test, f"{source}: test_", size), labels, source, fault)
+        test = _images(images[1], values[1], labels, source, fault)
     channels, height, width = train.pixels.shape[1:]
     if test.pixels.shape[1:] != train.pixels.shape[1:]:
-        raise DataError(f"{source}: train and test images differ in size or in color; {RESIZE}, or convert them")
+        raise DataError(f"{source}: train and test images differ in color; convert them")
     ink = channels == 1 and float(train.pixels.float().mean()) < 127.5
     info = DataInfo(
         channels=channels, height=height, width=width, classes=classes, ink=ink, train_images=len(train),
@@ -257,15 +279,10 @@ def _dataset(raw: Source, source: str, size: Size | None, seed: int) -> Dataset:
     return Dataset(train, test, info, source)
 
 
-def _checked(split: Split, start: str, size: Size | None) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:
-    """A split's pixels and labels; ``start`` begins each message."""
+def _checked(split: Split, start: str) -> tuple[UInt8[np.ndarray, "n h w c"], list[int]]:
+    """A split's images and labels; ``start`` begins each message."""
     images = check_images(split.images, f"{start}images")
-    labels = check_labels(split.labels, f"{start}labels", len(images))
-    images = resize(images, size)
-    height, width = images.shape[1:3]
-    if not MIN_SIDE <= min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise DataError(f"{start}images are {height} x {width} pixels, not {MIN_SIDE} to {MAX_SIDE} a side; {RESIZE}")
-    return _pixels(images), labels.tolist()
+    return images, check_labels(split.labels, f"{start}labels", len(images)).tolist()
 
 
 def _images(pixels: Tensor, values: list[int], labels: Sequence[int], source: str, fault: str) -> Images:

@@ -1,55 +1,70 @@
 """Data sets as folders of images: one sub-folder for each class."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
 
-from pocketdiff.data.source import MAX_BYTES, Size, Source, Split, fit
+from pocketdiff.data.source import Size, Source, Split, common_size, fit, new_images
 from pocketdiff.errors import DataError
 
 _MAX_PIXELS = 2**24  # of one image file
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _LITTER = {"Thumbs.db", "desktop.ini"}
-RESIZE = "resize them with --size 32 or size=(32, 32)"
+_DRAFT = 3
+"""A JPEG file may be decoded at a fraction of its size that is at least this many times the wanted one."""
 
 
 def read_image_folder(path: Path, size: Size | None = None) -> Source:
     """Reads PNG and JPEG images, one sub-folder for each class, classes in the order of their names.
 
     A folder with only ``train`` and ``test`` is read as these two splits. The EXIF orientation is applied, transparent
-    pixels become white, and the data set is grey if no image has color. Hidden files are ignored. Without a ``size``
-    (height, width), all images must already have one size.
+    pixels become white, and the data set is grey if no image has color. Hidden files are ignored. All headers are
+    checked before an image is decoded. Without a ``size`` (height, width), `common_size` chooses one.
 
     Raises:
-        DataError: If a file is not an image or too large, a link points outside the folder, sizes differ, or a class is
-            empty.
+        DataError: If a file is not an image or too large, a link points outside the folder, a class is empty, or the
+            images need too much memory.
     """
     both = {child.name for child in _children(path, path)} == {"train", "test"}
     folders = [path / "train", path / "test"] if both else [path]
     names = [child.name for child in _children(folders[0], path)]
-    splits = [_read_split(folder, path, names, size) for folder in folders]
-    if all((images[..., :1] == images).all() for images, _ in splits):
+    found = [_list(folder, path, names) for folder in folders]
+    sizes = np.array([_measure(file) for files, _ in found for file in files])
+    size = size or common_size(sizes, str(path))
+    splits = [
+        Split(_read_files(files, size, folder), labels)
+        for folder, (files, labels) in zip(folders, found, strict=True)
+    ]  # fmt: skip
+    if all((image[..., :1] == image).all() for images, _ in splits for image in images):
         splits = [Split(images[..., :1], labels) for images, labels in splits]
     return Source(splits[0], splits[1] if both else None, names)
 
 
-def read_loose_images(path: Path, classes: Sequence[str]) -> Split:
+def read_loose_images(path: Path, classes: Sequence[str], size: Size) -> Split:
     """Reads a folder of PNG and JPEG images as RGB; with class indices if it has sub-folders for some of ``classes``.
 
     Raises:
-        DataError: As `read_image_folder`, or if a sub-folder is not named after a class.
+        DataError: As `read_image_folder`, or if a sub-folder is not named after a class, or an image has another size.
     """
     children = _children(path, path)
-    if any(child.is_dir() for child in children):
-        return _read_split(path, path, classes, None)
-    return Split(_read_files(children, path, None), None)
+    nested = any(child.is_dir() for child in children)
+    files, labels = _list(path, path, classes) if nested else (children, None)
+    for file in files:
+        if (found := _measure(file)) != size:
+            wanted = f"{size[0]} x {size[1]}"
+            raise DataError(
+                f"{file}: is {found[0]} x {found[1]} pixels, but the images of the data are {wanted}; resize it"
+            )
+    return Split(_read_files(files, size, path), labels)
 
 
-def _read_split(folder: Path, root: Path, names: Sequence[str], size: Size | None) -> Split:
-    """All images of a folder's sub-folders, as RGB."""
+def _list(folder: Path, root: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
+    """The files in a folder's sub-folders, and their labels."""
     files: list[Path] = []
     labels: list[int] = []
     for child in _children(folder, root):
@@ -64,23 +79,17 @@ def _read_split(folder: Path, root: Path, names: Sequence[str], size: Size | Non
             raise DataError(f"{child}: holds no images; add some, or remove the folder")
         files += inside
         labels += [names.index(child.name)] * len(inside)
-    return Split(_read_files(files, folder, size), np.array(labels, np.int64))
-
-
-def _read_files(files: list[Path], folder: Path, size: Size | None) -> np.ndarray:
-    """Images of one size, as RGB (n, h, w, 3)."""
     if not files:
         raise DataError(f"{folder}: holds no images; add PNG or JPEG files, in a data set one sub-folder per class")
-    images: list[np.ndarray] = []
-    for file in files:
-        image = _read_image(file, size)
-        if images and image.shape != images[0].shape:
-            sizes = [f"{height} x {width}" for height, width, _ in (image.shape, images[0].shape)]
-            raise DataError(f"{file}: is {sizes[0]} pixels and {files[0]} {sizes[1]}; {RESIZE}")
-        if len(files) * image.nbytes > MAX_BYTES:
-            raise DataError(f"{folder}: the images need more than {MAX_BYTES:,} bytes of memory; {RESIZE}")
-        images.append(image)
-    return np.stack(images)
+    return files, np.array(labels, np.int64)
+
+
+def _read_files(files: list[Path], size: Size, folder: Path) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images, scaled and cropped to this size, as RGB."""
+    images = new_images((len(files), *size, 3), str(folder))
+    for place, file in zip(images, files, strict=True):
+        place[:] = _read_image(file, size)
+    return images
 
 
 def _children(folder: Path, root: Path) -> list[Path]:
@@ -94,8 +103,9 @@ def _children(folder: Path, root: Path) -> list[Path]:
     return children
 
 
-def _read_image(file: Path, size: Size | None) -> np.ndarray:
-    """One image as RGB bytes (h, w, 3)."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """An image whose header is read and checked; what its user does with it may fail only because of the file."""
     if file.suffix.lower() not in _SUFFIXES or not file.is_file():
         raise DataError(f"{file}: is not a PNG or JPEG file; convert it, or move it out of the folder")
     try:
@@ -106,16 +116,31 @@ def _read_image(file: Path, size: Size | None) -> np.ndarray:
                     raise DataError(f"{file}: has {pixels:,} pixels, over {_MAX_PIXELS:,}; make it smaller")
                 if image.mode.startswith(("I", "F")) or (image.format == "PNG" and _png_depth(file) > 8):
                     raise DataError(f"{file}: has more than 8 bits per channel; save it with 8")
-                upright = ImageOps.exif_transpose(image)
-                if upright.has_transparency_data:
-                    upright = upright.convert("RGBA")
-                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-                rgb = upright.convert("RGB")
+                yield image
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds of errors for damaged files.
         raise DataError(f"{file}: cannot be read as an image; replace or remove it") from error
-    return np.asarray(rgb if size is None else fit(rgb, size))
+
+
+def _measure(file: Path) -> Size:
+    """Height and width of an upright image, from its header."""
+    with _opened(file) as image:
+        # Where a PNG file's header has no EXIF data, Pillow would decode all of it in search of them.
+        lies = image.format == "JPEG" or "exif" in image.info
+        turned = lies and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _read_image(file: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
+    """One image as RGB, scaled and cropped to this size."""
+    with _opened(file) as image:
+        image.draft(None, (_DRAFT * max(size),) * 2)
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return np.asarray(fit(upright.convert("RGB"), size))
 
 
 def _png_depth(file: Path) -> int:

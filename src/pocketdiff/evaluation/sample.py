@@ -106,9 +106,9 @@ def check_sample(sample: Sample, info: DataInfo) -> None:
 
 
 def own_data(model: ImageModel) -> Dataset:
-    """The data set that a model's config names. Raises DataError if it cannot be read."""
+    """The data set that a model's config names, in the model's own size. Raises DataError if it cannot be read."""
     try:
-        return load_data(model.config.data, model.config.size, model.config.seed)
+        return load_data(model.config.data, (model.info.height, model.info.width), model.config.seed)
     except DataError as error:
         raise DataError(f"{error}; the model was trained on it: say where it is now (--data)") from error
 
