@@ -6,7 +6,7 @@ The command line makes a flag of every field. Each training method adds its own 
 import math
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -156,7 +156,7 @@ class MethodConfig(Frozen):
         start, end = self.part(seen, n)
         return (seen - start) / (end - start)
 
-    def shortened(self, n: int) -> Self:
+    def shortened(self, n: int) -> "MethodConfig":
         """The config with a length of at most `MAX_PASSES` passes over ``n`` images, in whole batches. A length in
         epochs stays.
         """

@@ -54,9 +54,10 @@ class View(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A state during the denoising."""
+    """A state during the denoising, at the noise level ``sigma``."""
 
     steps_left: int
+    sigma: float
     pixels: UInt8[Tensor, "n c h w"]
 
 
@@ -91,7 +92,7 @@ class ImageModel(ABC):
         """A new network from the config."""
 
     @abstractmethod
-    def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
+    def _draw(self, labels: list[int], seeds: Sequence[int]) -> UInt8[Tensor, "m c h w"]:
         """At most `CHUNK` images, as bytes on the CPU."""
 
     def nfe(self) -> int:
@@ -181,9 +182,11 @@ class ImageModel(ABC):
         size = f"{info.height} x {info.width} x {info.channels}, {len(info.classes)} classes"
         return f"{type(self).__name__}({self.config.kind}, {size}, {self.num_parameters:,} weights, {self.how()})"
 
-    def _checked(self, labels: Integers, seeds: Integers | None) -> tuple[list[int], list[int]]:
+    def _checked(self, labels: Integers, seeds: Integers | None) -> tuple[list[int], Sequence[int]]:
         wanted = [index(label) for label in labels]
-        keys = list(range(len(wanted))) if seeds is None else [index(seed) for seed in seeds]
+        keys: Sequence[int] = range(len(wanted))
+        if seeds is not None:
+            keys = seeds if isinstance(seeds, range) else [index(seed) for seed in seeds]
         if len(wanted) != len(keys):
             raise RequestError(f"{len(wanted)} labels but {len(keys)} seeds; give one seed for each label")
         if strange := [label for label in wanted if not 0 <= label <= self.null]:
@@ -304,10 +307,10 @@ class DiffusionModel(ImageModel):
         wanted, keys = self._checked(labels, seeds)
         sigmas = self.grid()
         left = len(sigmas) - 1
-        yield Frame(left, self.to_pixels(self.start(keys, sigmas[0]), sigmas[0]))
+        yield Frame(left, sigmas[0], self.to_pixels(self.start(keys, sigmas[0]), sigmas[0]))
         for step in self.steps(wanted, keys):
             left -= 1
-            yield Frame(left, self.to_pixels(step.x, step.sigma))
+            yield Frame(left, step.sigma, self.to_pixels(step.x, step.sigma))
 
     def to_pixels(self, x: Float[Tensor, "n c h w"], sigma: float) -> UInt8[Tensor, "n c h w"]:
         """A state at noise level ``sigma`` as bytes on the CPU, at DDPM's scale: ``x / sqrt(1 + sigma^2)``. There pure
@@ -318,7 +321,7 @@ class DiffusionModel(ImageModel):
     def _rebuild(self) -> Denoiser:
         return build_denoiser(self.config, self.info)
 
-    def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
+    def _draw(self, labels: list[int], seeds: Sequence[int]) -> UInt8[Tensor, "m c h w"]:
         for step in self.steps(labels, seeds):
             last = step  # Only the last state is kept: a thousand would not fit into memory.
         return self.to_pixels(last.x, last.sigma)

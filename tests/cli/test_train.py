@@ -56,7 +56,7 @@ def test_what_was_written_is_named_at_the_end(data: Path, tmp_path, capsys) -> N
     out = tmp_path / "run"
     assert run(train_words(data, out)) == 0
     said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"training on 92 images, [\d,]+ weights, into {out}", said[0])
+    assert re.fullmatch(rf"training on 92 images \(2.3 passes over 40\), [\d,]+ weights, into {out}", said[0])
     assert re.fullmatch(r"trained on 92 images in \d+ s, \d+ a second; wrote", said[1])
     last = {
         f"  {out}/pictures/{kind}_ep2_w{w}.{end}"

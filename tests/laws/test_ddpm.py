@@ -294,8 +294,8 @@ def test_an_image_is_the_last_state_at_the_scripts_scale(tiny_data) -> None:
     assert last.sigma == pytest.approx(0.01, rel=1e-3)
     image = (x.clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(model([3], [0]), image)
-    *_, (left, shown) = model.frames([3], [0])
-    assert left == 0
+    *_, (left, sigma, shown) = model.frames([3], [0])
+    assert (left, sigma) == (0, last.sigma)
     assert torch.equal(shown, image)
 
 

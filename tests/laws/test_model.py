@@ -129,8 +129,9 @@ def test_a_network_that_is_not_finite_is_named_as_the_cause(model: DiffusionMode
 
 def test_frames_run_from_noise_to_the_sample(model: DiffusionModel) -> None:
     model = model.with_sampling(SamplingConfig(steps=5))
-    left, frames = zip(*model.frames([0, 1, 2], range(3)), strict=True)
+    left, sigmas, frames = zip(*model.frames([0, 1, 2], range(3)), strict=True)
     assert left == (5, 4, 3, 2, 1, 0)
+    assert list(sigmas) == model.grid()
     assert torch.equal(frames[-1], model([0, 1, 2], range(3)))
     noise = frames[0].float() / 127.5 - 1  # unit variance, clipped at one
     assert noise.abs().mean().item() == pytest.approx(0.63, abs=0.03)

@@ -572,7 +572,7 @@ def test_without_a_size_one_is_chosen_from_the_images(shapes: list[Size], size: 
     root = write(tmp_path / "photos", {f"a/{number}.png": image for number, image in enumerate(images)})
     with caplog.at_level("INFO", "pocketdiff"):
         found = load_data(str(root))
-    assert found.train.pixels.shape[2:] == size
+    assert tuple(found.train.pixels.shape[2:]) == size
     assert caplog.messages == ([] if said is None else [f"{root}: {said}--size (size=) chooses another"])
     again = load_data(str(root), size)  # Evaluation reads a model's data in this way.
     assert again.info == found.info

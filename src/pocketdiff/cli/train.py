@@ -79,7 +79,8 @@ def main(arguments: list[str]) -> int:
         weights = sum(weight.numel() for weight in run.state.net.parameters())
         n = len(data.train)
         passes = f"{run.length / n:,.1f}".removesuffix(".0")
-        say(f"training on {run.length:,} images ({passes} passes over {n:,}), {weights:,} weights, into {out}")
+        passes += " pass" if passes == "1" else " passes"
+        say(f"training on {run.length:,} images ({passes} over {n:,}), {weights:,} weights, into {out}")
         screen.seen, screen.length = run.state.seen, run.length
         try:
             with contextlib.closing(iter(run)) as reports:  # Closing saves; an error of the save is not swallowed.

@@ -65,7 +65,7 @@ def read_array(
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def count_bytes(shape: tuple[int, ...], what: str, dtype: "np.dtype[Any]" = np.dtype(np.uint8)) -> int:
+def count_bytes(shape: tuple[int, ...], what: str, dtype: "np.dtype[Any]") -> int:
     """The bytes of an array. Raises DataError if they exceed `MAX_BYTES`; the message begins with ``what``."""
     size = math.prod(shape) * dtype.itemsize
     if size > MAX_BYTES:

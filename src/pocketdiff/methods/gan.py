@@ -4,6 +4,7 @@ Generator and discriminator step at the same time, along gradients of one forwar
 method of Nowozin et al. 2016 (f-GAN, algorithm 1). A step that cannot be taken leaves both networks unchanged.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -90,7 +91,7 @@ class GanModel(ImageModel):
         return build_net(self.config, self.info).generator
 
     @torch.no_grad()
-    def _draw(self, labels: list[int], seeds: list[int]) -> UInt8[Tensor, "m c h w"]:
+    def _draw(self, labels: list[int], seeds: Sequence[int]) -> UInt8[Tensor, "m c h w"]:
         z = rng.normal(0, rng.Stream.START, seeds, (self.config.net.latent,)).to(self.device)
         return to_bytes(self.net(z, torch.tensor(labels, dtype=torch.long, device=self.device)))
 

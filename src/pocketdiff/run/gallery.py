@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from pocketdiff import pictures
 from pocketdiff.data import Images
 from pocketdiff.files import write_file
@@ -15,7 +17,6 @@ from pocketdiff.progress import Progress
 
 ROWS = 4  # Rows of generated images, and of real ones.
 SHOWN = 20  # The most classes that are shown.
-ZOOM = 2  # Scale factor of image grids.
 _log = logging.getLogger(__name__)
 
 
@@ -23,6 +24,7 @@ class Due(NamedTuple):
     """The pictures to draw at the end of an epoch, or of a part of the run; the first epoch is 0."""
 
     epoch: int
+    seen: int
     grids: bool
     gifs: bool
     again: bool = False  # Whether existing files show an earlier state, because a part ended inside the epoch.
@@ -40,6 +42,7 @@ class Gallery:
         self.columns = min(len(model.classes), SHOWN)
         self.classes = list(range(self.columns)) * ROWS
         self.labels = self.classes if model.conditional else [model.null] * len(self.classes)
+        self.zoom = pictures.zoom(self.columns, model.info.width)
 
     def due(self, before: int, after: int) -> Due | None:
         """The pictures to draw after a step, given the images seen before and after it."""
@@ -48,44 +51,49 @@ class Gallery:
         epoch = (after - 1) // n if after in self.ends else end - 1
         again = any(epoch * n < part < min(after, epoch * n + n) for part in self.ends)
         if after in self.ends or (again and start < end):
-            return Due(epoch, grids=True, gifs=True, again=again)
+            return Due(epoch, after, grids=True, gifs=True, again=again)
         # Whether one of the epochs 0, every, 2 * every, ... has ended.
         grids, gifs = (-(-start // every) < -(-end // every) for every in (self.pictures_every, self.gifs_every))
-        return Due(epoch, grids, gifs) if grids or gifs else None
+        return Due(epoch, after, grids, gifs) if grids or gifs else None
 
     def draw(self, due: Due, progress: Progress) -> list[Path]:
         """Draws the pictures of every view that do not exist yet or show an earlier state; returns the paths of all."""
         self.folder.pictures.mkdir(exist_ok=True)
-        ink = self.model.info.ink
-        below = pictures.tile(self.real.first_of_each(self.classes), self.columns, ink, ZOOM)
+        below = self._sheet(self.real.first_of_each(self.classes), self.classes, "real: training images")
         paths = []
         for view in self.views:
-            what = f"drawing epoch {due.epoch}" + (f", {view.caption}" if view.caption else "")
+            where = ", ".join(filter(None, [view.caption, f"epoch {due.epoch}"]))
             grid, gif = self.folder.image(due.epoch, view.suffix), self.folder.gif(due.epoch, view.suffix)
             images: Any = None
             if due.gifs and view.slow is not None and (due.again or not gif.exists()):
                 shown = []
-                for frame, steps in self._frames(view.slow, what, progress):
+                for frame, steps in self._frames(view.slow, f"drawing {where}", progress):
                     if pictures.is_frame(frame.steps_left, steps, view.stride):
-                        shown.append(pictures.tile(frame.pixels, self.columns, ink))
+                        text = f"{where}: {pictures.step_caption(frame, steps)}"
+                        shown.append(self._sheet(frame.pixels, self.labels, text))
                 write_file(gif, pictures.gif(shown))
                 images = frame.pixels if view.slow is view.still else None
             if due.grids and (due.again or not grid.exists()):
                 if images is None:
-                    for frame, _ in self._frames(view.still, what, progress):
+                    for frame, _ in self._frames(view.still, f"drawing {where}", progress):
                         images = frame.pixels
                 if fault := pictures.health(images):
                     _log.warning(fault)
-                above = pictures.tile(images, self.columns, ink, ZOOM)
+                above = self._sheet(images, self.labels, f"generated: {where}, {due.seen:,} images seen")
                 write_file(grid, pictures.png(pictures.over(above, below)))
             paths += [grid] * due.grids + [gif] * (due.gifs and view.slow is not None)
         return paths
+
+    def _sheet(self, images: Any, labels: list[int], above: str) -> Image.Image:
+        """An image grid with captions: a column for each class."""
+        names = pictures.headings(self.model.classes, labels[: self.columns])
+        return pictures.captioned(pictures.tile(images, self.columns, self.model.info.ink, self.zoom), above, names)
 
     def _frames(self, model: ImageModel, what: str, progress: Progress) -> Iterator[tuple[Frame, int]]:
         """The denoising, or the images alone if there is none; each state with the number of steps."""
         if model.sampling is None:
             progress(what, 0, 1)
-            yield Frame(0, model(self.labels)), 1
+            yield Frame(0, 0.0, model(self.labels)), 1
             return
         steps = None
         for frame in model.frames(self.labels):
