@@ -14,7 +14,7 @@ from pocketdiff.model import Frame
 
 Pixels = UInt8[Tensor, "n c h w"]
 _GAP = 2
-_WIDTH = 1000
+_WIDTH = 920
 """Width of an enlarged image grid, about, in pixels."""
 _LINE, _SIZES = 20, (14, 12, 10)
 """Height of a line of text, and the sizes of the font, in pixels."""
@@ -35,7 +35,7 @@ def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
 
 
 def zoom(columns: int, width: int) -> int:
-    """The scale factor, 1 to 6, at which a grid of images of this width is about a thousand pixels wide."""
+    """The scale factor, 1 to 6, at which a grid of images of this width is about 900 pixels wide."""
     return max(1, min(6, round(_WIDTH / (columns * (width + _GAP) + _GAP))))
 
 

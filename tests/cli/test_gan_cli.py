@@ -52,7 +52,7 @@ def test_a_run_leaves_all_its_files(preset: str, runs: dict[str, Path]) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["steps"], summary["images_seen"]) == (12, 92)
     with Image.open(out / "pictures/image_ep2.png") as picture:
-        assert picture.width == (10 * 30 + 2) * 2
+        assert picture.width == (10 * 30 + 2) * 3
         assert np.asarray(picture)[-60:].mean() > 180  # real rows, dark on white
 
 

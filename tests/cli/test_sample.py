@@ -1,5 +1,6 @@
 """``pocketdiff sample`` and ``pocketdiff info``."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pocketdiff.cli import run
 from pocketdiff.cli.flags import UsageError
 from pocketdiff.cli.sample import parse_labels
 from pocketdiff.data import load_data
+from pocketdiff.model import ImageModel
 from tests.cli.helpers import fails, train_words
 
 
@@ -22,7 +24,10 @@ def test_sample_needs_only_the_model_file(finished: Path, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     assert said == "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 2.4 (w = 1.4), seeds 7 to 11\n"
     with Image.open("samples.png") as picture:
-        assert picture.width / picture.height == pytest.approx(152 / 32)
+        assert picture.size == (152 * 6, 32 * 6 + 20)  # One line of headings.
+    assert run(["sample", "moved.safetensors", "--labels", "3,1", "--zoom", "4", "--plain", "--out", "plain.png"]) == 0
+    with Image.open("plain.png") as picture:
+        assert picture.size == (62 * 4, 32 * 4)
 
 
 def test_existing_files_are_not_overwritten(finished: Path, tmp_path, capsys) -> None:
@@ -53,6 +58,10 @@ def test_existing_files_are_not_overwritten(finished: Path, tmp_path, capsys) ->
         ("--interval 3", "--interval 3: "),
         ("--guide nowhere", "nowhere: no such file"),
         ("--out b.gif --per-label 26", "a GIF shows at most 256 images, not 260"),
+        ("--out b.gif --per-label 1000000000", "a GIF shows at most 256 images, not 10,000,000,000"),
+        ("--out b.gif --per-label 20 --zoom 32", "200 images need 6.0 GiB of memory in one file, over 2 GiB"),
+        ("--out b.npz --per-label 1000000000", "--out b.npz: 10,000,000,000 images need 7,301.6 GiB of memory in one"),
+        ("--out b.png --per-label 1000000000", "over 2 GiB; draw fewer, or into a folder, which needs none"),
     ],
 )
 def test_a_request_that_cannot_be_met_writes_nothing(words: str, message: str, finished, tmp_path, monkeypatch, capsys):
@@ -79,6 +88,37 @@ def test_arrays_and_files_hold_the_same_images(finished: Path, tmp_path) -> None
     assert len(load_data(str(tmp_path / "x.npz")).train) == 6
 
 
+def test_a_folder_of_any_number_of_images_is_begun_at_once(finished: Path, tmp_path, monkeypatch) -> None:
+    """It is written chunk by chunk."""
+    asked: list[tuple[list[int], range]] = []
+
+    def stop(_model: object, labels: list[int], seeds: range) -> None:
+        asked.append((labels, seeds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageModel, "__call__", stop)
+    assert run(["sample", str(finished), "--per-label", str(10**9), "--out", str(tmp_path / "folder")]) == 130
+    assert asked == [([i % 10 for i in range(256)], range(256))]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_drawing(finished: Path, tmp_path, monkeypatch, capsys):
+    def refuse(dir: Path) -> None:  # noqa: A002
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pocketdiff.cli.console.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr(ImageModel, "__call__", lambda *_: pytest.fail("images were drawn"))
+    for name in ("x.png", "folder", "new/folder"):
+        words = ["sample", str(finished), "--out", str(tmp_path / name)]
+        fails(capsys, words, 2, f"{tmp_path}: the folder cannot be written to (Read-only file system); take another")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has such a folder")
+def test_a_folder_that_only_an_attempt_finds_unwritable_is_refused(finished: Path, capsys) -> None:
+    """Where root asks, access is granted."""
+    fails(capsys, ["sample", str(finished), "--out", "/proc/x.png"], 2, "/proc: the folder cannot be written to")
+
+
 def test_a_gif_shows_about_twenty_frames_and_ends_with_the_images(finished: Path, tmp_path) -> None:
     words = ["sample", str(finished), "--labels", "0-2", "--out"]
     for steps, frames in ((5, 6), (60, 25)):
@@ -88,7 +128,10 @@ def test_a_gif_shows_about_twenty_frames_and_ends_with_the_images(finished: Path
         assert len(shown) == frames
     assert run([*words, str(tmp_path / "a.png"), "--steps", "60"]) == 0
     with Image.open(tmp_path / "a.png") as picture:
-        assert abs(np.asarray(picture, dtype=int) - shown[-1]).max() <= 9, "a GIF has fewer greys"
+        drawn = np.asarray(picture, dtype=int)
+    assert shown[-1].shape == (drawn.shape[0] + 20, drawn.shape[1])  # A line with the step and the noise level.
+    assert shown[-1][:20].min() < 50
+    assert abs(drawn - shown[-1][20:]).max() <= 9, "a GIF has fewer greys"
 
 
 def test_guidance_settings_change_the_images_and_the_words(finished: Path, tmp_path, capsys) -> None:

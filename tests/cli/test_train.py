@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 from pocketdiff.cli import console, run, train as module
 from pocketdiff.folder import RunFolder
+from pocketdiff.methods import PRESETS
 from pocketdiff.methods.loop import StepReport
 from pocketdiff.model import DiffusionModel
 from pocketdiff.run.gallery import Gallery
@@ -344,7 +346,7 @@ def test_the_original_experiment_leaves_its_pictures(data: Path, tmp_path, capsy
     with Image.open(out / "pictures/gif_ep5_w2.gif") as gif:
         assert sum(1 for _ in ImageSequence.Iterator(gif)) == 8  # t = 10, and 7 to 1
     with Image.open(out / "pictures/image_ep6_w0.5.png") as picture:
-        assert picture.width == (10 * 30 + 2) * 2
+        assert picture.width == (10 * 30 + 2) * 3
         assert np.asarray(picture)[-60:].mean() > 180  # real rows, dark on white
     assert lines(out)[-1]["epoch"] == 6
     assert lines(out)[-1]["lr"] == pytest.approx(1 / 7)
@@ -506,3 +508,46 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(preset, data: Path,
     steps = [line["step"] for line in lines(broken)]
     assert steps == sorted(set(steps))  # no line twice
     assert contents(broken / "pictures") == contents(whole / "pictures")
+
+
+def test_a_presets_length_is_shortened_for_a_small_set_and_given_values_are_kept(tmp_path, capsys) -> None:
+    """Ten images in batches of 32: 200 passes, in whole batches."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16), np.uint8)
+    np.savez(tmp_path / "few.npz", images=pixels, labels=np.arange(12) % 2)
+    small = "--widths 8 16 --blocks 1 --embedding 16 --steps 2 --guidance-strengths 0 --gif-steps 1"
+    words = ["train", "--preset", "quick", "--data", str(tmp_path / "few.npz"), *small.split()]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.startswith("training on 1,984 images (198.4 passes over 10), ")
+    assert run([*words, "--out", str(tmp_path / "one"), "--epochs", "1"]) == 0
+    assert capsys.readouterr().out.startswith("training on 10 images (1 pass over 10), ")
+    assert run([*words, "--out", str(tmp_path / "given"), "--images", "2100", "--batch", "1050"]) == 0
+    assert capsys.readouterr().out.startswith("training on 2,100 images (210 passes over 10), ")
+
+
+def test_a_length_in_epochs_or_over_many_images_stays() -> None:
+    config = PRESETS["laptop"]
+    assert config.shortened(60_000) == config
+    assert config.shortened(100).images == 19_968
+    assert config.shortened(1).images == 192
+    assert config.model_copy(update={"batch": 1000}).shortened(1).images == 1000
+    assert PRESETS["ddpm"].shortened(10) == PRESETS["ddpm"]
+
+
+@pytest.mark.parametrize("length", [["--images", "none", "--epochs", str(10**9)], ["--images", str(10**18)]])
+def test_a_run_of_any_length_begins_at_once(length: list[str], tiny_file: Path, tmp_path, monkeypatch) -> None:
+    """No list is as long as the run."""
+    steps: list[int] = []
+
+    def stop(state: Any, *_: object) -> None:
+        steps.append(state.step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketdiff.methods.loop.check_finite", lambda _losses, state, _advice: stop(state))
+    words = train_words(tiny_file, tmp_path / "run", *length)
+    tracemalloc.start()
+    try:
+        assert run(words) == 130
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert steps == [0]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from pocketdiff import files
+from pocketdiff import files, pictures
 from pocketdiff.checkpoint import load
 from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, Images
@@ -38,6 +38,7 @@ from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import Muon
 from pocketdiff.records import Summary
 from pocketdiff.run import Run
+from pocketdiff.run.gallery import Due, Gallery
 from tests.helpers import assert_same, trained
 from tests.seams.runs import CONFIG, GAN, assert_ends_like, contents, finish, log
 
@@ -122,12 +123,35 @@ def test_the_summary_is_a_record(finished: Run) -> None:
 
 def test_pictures_show_generated_images_above_real_ones(finished: Run) -> None:
     with Image.open(finished.folder.image(2, "_w0.5")) as picture:
-        assert picture.width == (10 * 30 + 2) * 2
+        assert picture.width == (10 * 30 + 2) * 3
         real = np.asarray(picture)[picture.height // 2 + 12 :]
         assert real.mean() > 200  # dark ink on white
         assert real.min() < 20
     with Image.open(finished.folder.gif(2, "_w0.5")) as gif:
         assert sum(1 for _ in ImageSequence.Iterator(gif)) == 4  # pure noise, and three steps
+        assert gif.width == picture.width
+
+
+def test_pictures_say_what_they_show(finished: Run, tiny_data: Dataset, tmp_path: Path, monkeypatch) -> None:
+    """Which epoch, guidance strength, classes, step and noise level."""
+    said: list[tuple[object, ...]] = []
+    captioned = pictures.captioned
+
+    def spy(grid: Image.Image, *words: Any) -> Image.Image:
+        said.append(words)
+        return captioned(grid, *words)
+
+    monkeypatch.setattr(pictures, "captioned", spy)
+    gallery = Gallery(RunFolder(tmp_path), finished.model, tiny_data.train)
+    gallery.draw(Due(2, 92, grids=True, gifs=True), lambda what, done, total: None)
+    digits = list("0123456789")
+    slow: Any = finished.model.views()[1].slow
+    assert said[0] == ("real: training images", digits)
+    assert said[-1] == ("generated: w = 0.5, epoch 2, 92 images seen", digits)
+    assert said[-5:-1] == [
+        (f"w = 0.5, epoch 2: step {step} of 3, noise level {sigma:.2g}", digits)
+        for step, sigma in enumerate(slow.grid())
+    ]
 
 
 def test_a_finished_run_changes_nothing_and_draws(finished: Run, tiny_data: Dataset) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -70,7 +71,7 @@ def cache_folder() -> Path:
 
 
 def check_free(path: Path, overwrite: bool, flag: str = "--out") -> None:
-    """Checks, before long work, that its result can be written afterwards; touches nothing.
+    """Checks, before long work, that its result can be written afterwards; leaves nothing behind.
 
     Raises:
         UsageError: If it cannot.
@@ -84,8 +85,12 @@ def check_free(path: Path, overwrite: bool, flag: str = "--out") -> None:
         place = place.parent
     if not place.is_dir():
         raise UsageError(f"is a file; take another {flag}", str(place))
-    if not os.access(place, os.W_OK):
-        raise UsageError(f"the folder cannot be written to; take another {flag}", str(place))
+    try:  # Only an attempt finds read-only file systems and every other cause.
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UsageError(
+            f"the folder cannot be written to ({error.strerror}); take another {flag}", str(place)
+        ) from error
 
 
 def finish(files: Mapping[Path, str], table: str) -> int:

@@ -1,7 +1,7 @@
 """``pocketdiff sample``: images from a trained model, as a sheet, an animation, arrays or a folder of files."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,14 +15,15 @@ from pocketdiff.checkpoint import load, with_sampling
 from pocketdiff.cli.console import Bar, check_free, pick_device, say, warn
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.config import SamplingConfig
+from pocketdiff.data.source import MAX_BYTES
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.frozen import Frozen
 from pocketdiff.model import CHUNK, ImageModel
 
 DEFAULTS = "sampling: the defaults are the model's; those shown here are the package's"
 """Heading of the sampling flags."""
-ZOOM = 2
-"""Enlargement of sheets and GIFs."""
+COLUMNS = 40
+"""The most columns of a picture."""
 FRAMES = 20
 """Frames of a GIF, about, where there are more than twice as many steps."""
 
@@ -49,7 +50,11 @@ class SampleOptions(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     """Seed of the first image; each further image has the next seed."""
     out: Annotated[Path, Metavar("PATH")] = Path("samples.png")
-    """A .png, .gif or .npz file, or a folder."""
+    """A .png, .gif or .npz file, or a folder, into which any number of images can be drawn."""
+    zoom: Annotated[int | None, Field(ge=1, le=32)] = None
+    """Scale factor of a .png or .gif file (default: 1 to 6, so that it is about 900 pixels wide)."""
+    plain: bool = False
+    """Leave the captions out of a .png or .gif file: classes, steps and noise levels."""
     overwrite: bool = False
     """Replace an existing file."""
     device: Annotated[str, Metavar("NAME")] = "auto"
@@ -69,14 +74,21 @@ def main(arguments: list[str]) -> int:
     if labels is not None and not model.conditional:
         raise UsageError(f"{options.model} knows no labels; leave them out", f"--labels {labels}")
     row = list(range(model.null)) if labels is None else parse_labels(labels, model.classes)
-    wanted = row * (options.per_label or (4 if labels is None else 1))
+    columns, n = min(len(row), COLUMNS), len(row) * (options.per_label or (4 if labels is None else 1))
     if not model.conditional:
         warn(f"{options.model} knows no labels: its images show random classes")
-        wanted = [model.null] * len(wanted)
-    seeds = list(range(options.seed, options.seed + len(wanted)))
+        row = [model.null] * len(row)
+    headings = pictures.headings(model.classes, row) if len(row) == columns and model.conditional else []
+    zoom = options.zoom or pictures.zoom(columns, model.info.width)
+    job = Job(model, row, options.seed, n, columns, zoom, [] if options.plain else headings, options.plain)
+    if out.suffix == ".gif" and n > CHUNK:
+        raise UsageError(f"a GIF shows at most {CHUNK} images, not {n:,}; draw fewer", f"--out {out}")
+    if (need := job.memory(out.suffix)) > MAX_BYTES:
+        sizes = f"{need / 2**30:,.1f} GiB of memory in one file, over {MAX_BYTES / 2**30:g} GiB"
+        raise UsageError(f"{n:,} images need {sizes}; draw fewer, or into a folder, which needs none", f"--out {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[out.suffix](Job(model, wanted, seeds, min(len(row), 40)), out)
-    say(f"wrote {out}: {len(wanted):,} images, {model.how()}, seeds {seeds[0]} to {seeds[-1]}")
+    WRITERS[out.suffix](job, out)
+    say(f"wrote {out}: {n:,} images, {model.how()}, seeds {options.seed} to {options.seed + n - 1}")
     return 0
 
 
@@ -142,27 +154,45 @@ def _find(word: str, classes: tuple[str, ...]) -> int | None:
 
 
 class Job(NamedTuple):
-    """What is drawn."""
+    """What is drawn: image i has label ``row[i % len(row)]`` and seed ``seed + i``."""
 
     model: ImageModel
-    labels: list[int]
-    seeds: list[int]
-    columns: int
-    """Of a sheet."""
+    row: list[int]
+    seed: int
+    n: int
+    columns: int  # Of a picture.
+    zoom: int
+    headings: list[str]
+    plain: bool
+
+    def labels(self, start: int = 0, stop: int | None = None) -> list[int]:
+        """The labels of some of the images, by default of all."""
+        return [self.row[i % len(self.row)] for i in range(start, self.n if stop is None else stop)]
+
+    def memory(self, suffix: str) -> int:
+        """The bytes in memory for a file of this kind, about; a folder is written image by image."""
+        info, rows = self.model.info, -(-self.n // self.columns)
+        pixels = {"": 0, ".npz": self.n}.get(suffix, rows * self.columns * self.zoom**2)
+        return pixels * info.channels * info.height * info.width * (2 * FRAMES if suffix == ".gif" else 1)
+
+    def chunks(self) -> Iterator[tuple[range, torch.Tensor]]:
+        """All images, chunk by chunk, with their indices."""
+        with Bar() as bar:
+            for start in range(0, self.n, CHUNK):
+                bar("drawing", start, self.n)
+                part = range(start, min(start + CHUNK, self.n))
+                seeds = range(self.seed + part.start, self.seed + part.stop)
+                yield part, self.model(self.labels(part.start, part.stop), seeds)
+            bar("drawing", self.n, self.n)
 
     def images(self) -> torch.Tensor:
         """All images (n, c, h, w)."""
-        chunks: list[torch.Tensor] = []
-        with Bar() as bar:
-            bar("drawing", 0, len(self.labels))
-            for chunk in self.model.chunks(self.labels, self.seeds):
-                chunks.append(chunk)
-                bar("drawing", sum(map(len, chunks)), len(self.labels))
-        return _checked(torch.cat(chunks))
+        return _checked(torch.cat([images for _, images in self.chunks()]))
 
-    def sheet(self, images: torch.Tensor) -> Image.Image:
-        """Images in rows."""
-        return pictures.tile(images, self.columns, self.model.info.ink, ZOOM)
+    def sheet(self, images: torch.Tensor, above: str = "") -> Image.Image:
+        """Images in rows, with captions."""
+        grid = pictures.tile(images, self.columns, self.model.info.ink, self.zoom)
+        return pictures.captioned(grid, "" if self.plain else above, self.headings)
 
 
 def _write_png(job: Job, out: Path) -> None:
@@ -170,25 +200,23 @@ def _write_png(job: Job, out: Path) -> None:
 
 
 def _write_gif(job: Job, out: Path) -> None:
-    if len(job.labels) > CHUNK:
-        raise UsageError(f"a GIF shows at most {CHUNK} images, not {len(job.labels):,}; draw fewer", f"--out {out}")
     steps, stride, shown = None, None, []
     with Bar() as bar:
-        for left, pixels in job.model.frames(job.labels, job.seeds):
+        for frame in job.model.frames(job.labels(), range(job.seed, job.seed + job.n)):
             if steps is None:  # The first frame is pure noise.
-                steps = left
+                steps = frame.steps_left
                 stride = steps // FRAMES if steps > 2 * FRAMES else None
-            bar("denoising", steps - left, steps)
-            if pictures.is_frame(left, steps, stride):
-                shown.append(pixels)
-    _checked(shown[-1])
-    write_file(out, pictures.gif([job.sheet(images) for images in shown]))
+            bar("denoising", steps - frame.steps_left, steps)
+            if pictures.is_frame(frame.steps_left, steps, stride):
+                shown.append(job.sheet(frame.pixels, pictures.step_caption(frame, steps)))
+    _checked(frame.pixels)
+    write_file(out, pictures.gif(shown))
 
 
 def _write_npz(job: Job, out: Path) -> None:
-    arrays: dict[str, Any] = {"images": _arrays(job.images()), "seeds": np.array(job.seeds, np.int64)}
+    arrays: dict[str, Any] = {"images": _arrays(job.images()), "seeds": np.arange(job.seed, job.seed + job.n)}
     if job.model.conditional:
-        arrays["labels"] = np.array(job.labels, np.int64)
+        arrays["labels"] = np.array(job.labels(), np.int64)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_file(out, buffer.getvalue())
@@ -196,10 +224,15 @@ def _write_npz(job: Job, out: Path) -> None:
 
 def _write_folder(job: Job, out: Path) -> None:
     with new_folder(out) as folder:
-        for image, label, seed in zip(_arrays(job.images()), job.labels, job.seeds, strict=True):
-            place = folder / job.model.classes[label] if job.model.conditional else folder
-            place.mkdir(exist_ok=True)
-            Image.fromarray(image).save(place / f"{seed:06d}.png")
+        for part, images in job.chunks():
+            if part.start == 0:
+                _checked(images)
+            for index, image in zip(part, _arrays(images), strict=True):
+                place = folder
+                if job.model.conditional:
+                    place = folder / job.model.classes[job.row[index % len(job.row)]]
+                    place.mkdir(exist_ok=True)
+                Image.fromarray(image).save(place / f"{job.seed + index:06d}.png")
 
 
 def _checked(images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from pocketdiff.data.source import Size, Source, Split, common_size, fit, new_images
@@ -33,13 +33,12 @@ def read_image_folder(path: Path, size: Size | None = None) -> Source:
     both = {child.name for child in _children(path, path)} == {"train", "test"}
     folders = [path / "train", path / "test"] if both else [path]
     names = [child.name for child in _children(folders[0], path)]
-    found = [_list(folder, path, names) for folder in folders]
-    sizes = np.array([_measure(file) for files, _ in found for file in files])
-    size = size or common_size(sizes, str(path))
-    splits = [
-        Split(_read_files(files, size, folder), labels)
-        for folder, (files, labels) in zip(folders, found, strict=True)
-    ]  # fmt: skip
+    found = []
+    for folder in folders:
+        files, labels = _list(folder, path, names)
+        found.append((folder, files, labels, _measure(files, folder)))
+    size = size or common_size(np.concatenate([sizes for *_, sizes in found]), str(path))
+    splits = [Split(_read_files(files, size, folder), labels) for folder, files, labels, _ in found]
     if all((image[..., :1] == image).all() for images, _ in splits for image in images):
         splits = [Split(images[..., :1], labels) for images, labels in splits]
     return Source(splits[0], splits[1] if both else None, names)
@@ -54,12 +53,10 @@ def read_loose_images(path: Path, classes: Sequence[str], size: Size) -> Split:
     children = _children(path, path)
     nested = any(child.is_dir() for child in children)
     files, labels = _list(path, path, classes) if nested else (children, None)
-    for file in files:
-        if (found := _measure(file)) != size:
+    for file, (height, width) in zip(files, _measure(files, path).tolist(), strict=True):
+        if (height, width) != size:
             wanted = f"{size[0]} x {size[1]}"
-            raise DataError(
-                f"{file}: is {found[0]} x {found[1]} pixels, but the images of the data are {wanted}; resize it"
-            )
+            raise DataError(f"{file}: is {height} x {width} pixels, but the images of the data are {wanted}; resize it")
     return Split(_read_files(files, size, path), labels)
 
 
@@ -79,8 +76,6 @@ def _list(folder: Path, root: Path, names: Sequence[str]) -> tuple[list[Path], n
             raise DataError(f"{child}: holds no images; add some, or remove the folder")
         files += inside
         labels += [names.index(child.name)] * len(inside)
-    if not files:
-        raise DataError(f"{folder}: holds no images; add PNG or JPEG files, in a data set one sub-folder per class")
     return files, np.array(labels, np.int64)
 
 
@@ -123,13 +118,18 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise DataError(f"{file}: cannot be read as an image; replace or remove it") from error
 
 
-def _measure(file: Path) -> Size:
-    """Height and width of an upright image, from its header."""
-    with _opened(file) as image:
-        # Where a PNG file's header has no EXIF data, Pillow would decode all of it in search of them.
-        lies = image.format == "JPEG" or "exif" in image.info
-        turned = lies and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+def _measure(files: list[Path], folder: Path) -> Int[np.ndarray, "n 2"]:
+    """Height and width of each upright image, from the headers."""
+    if not files:
+        raise DataError(f"{folder}: holds no images; add PNG or JPEG files, in a data set one sub-folder per class")
+    sizes = []
+    for file in files:
+        with _opened(file) as image:
+            # Where a PNG file's header has no EXIF data, Pillow would decode all of it in search of them.
+            lies = image.format == "JPEG" or "exif" in image.info
+            turned = lies and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            sizes.append(image.size if turned else image.size[::-1])
+    return np.array(sizes)
 
 
 def _read_image(file: Path, size: Size) -> UInt8[np.ndarray, "h w 3"]:
