@@ -23,6 +23,7 @@ from pocketdiff.samplers import Step
 from pocketdiff.tensors import write_tensors
 
 CHUNK = 256  # The most images in one batch of drawing, which bounds the memory.
+CPU_CHUNK = 64  # The same on a CPU: as fast, and the first images are there sooner.
 FORMAT = 2  # Version of model files.
 
 Integers = Int[Tensor, " n"] | Int[np.ndarray, " n"] | Sequence[int]
@@ -141,8 +142,9 @@ class ImageModel(ABC):
     def chunks(self, labels: Integers, seeds: Integers | None = None) -> Iterator[UInt8[Tensor, "m c h w"]]:
         """What `generate` gives, batch by batch."""
         wanted, keys = self._checked(labels, seeds)
-        for at in range(0, len(wanted), CHUNK):
-            yield self._draw(wanted[at : at + CHUNK], keys[at : at + CHUNK])
+        size = CPU_CHUNK if self.device.type == "cpu" else CHUNK
+        for at in range(0, len(wanted), size):
+            yield self._draw(wanted[at : at + size], keys[at : at + size])
 
     def save(self, path: Path | str) -> None:
         """Writes a model file: weights, config and facts of the data, under one SHA-256.

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     CONTROL = 10  # the noise and the shuffled labels of an evaluation's controls
     LATENT = 11  # the latent noise of a GAN's training image, by the image's index in the run
     AUGMENT = 12  # the augmentation of a training image, by the image's index in the run
+    HELD = 13  # the training images held out to check a classifier during its training
     STEP = 1 << 32  # the noise that sampling adds in step k: stream STEP + k, by the image's seed
 
 

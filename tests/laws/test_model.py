@@ -62,7 +62,7 @@ def test_an_image_depends_on_its_label_and_its_seed_only(model: DiffusionModel, 
 def test_batches_of_bounded_memory_change_nothing(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     labels, seeds = [0, 1, 2, 3, 4], range(5)
     whole = model(labels, seeds)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "CPU_CHUNK", 2)
     chunks = list(model.chunks(labels, seeds))
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
     assert (torch.cat(chunks).int() - whole.int()).abs().max() <= 1

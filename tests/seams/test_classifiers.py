@@ -1,7 +1,9 @@
 """The two classifiers: the shipped ones, features and labels, files, and training."""
 
 import json
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from pocketdiff.evaluation.classifiers import (
     train_classifier,
     training_length,
 )
+from pocketdiff.optim import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +348,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifiers, "_MIN_LENGTH", 1)
     monkeypatch.setattr(classifiers, "_EPOCHS", 3)
     monkeypatch.setattr(classifiers, "_BATCH", 16)
+    monkeypatch.setattr(classifiers, "_MEASURED", 0.0)
 
 
 def weights_after(net: nn.Module, data: Images, seed: int) -> Tensor:
@@ -363,7 +367,7 @@ def test_training_sees_each_image_once_per_epoch(tiny_data: Dataset, monkeypatch
 
     monkeypatch.setattr(Images, "batch", noted)
     counts = list(train_classifier(Spy(), tiny_data.train, seed=0))
-    assert counts == [16, 32, 48, 64, 80, 96, 112, 120]
+    assert counts == [(seen, 120) for seen in (16, 32, 48, 64, 80, 96, 112, 120)]
     epochs = [taken[start : start + 40] for start in (0, 40, 80)]
     assert [sorted(order) for order in epochs] == [list(range(40))] * 3
     list(train_classifier(Spy(), tiny_data.train, seed=1))
@@ -404,8 +408,73 @@ def test_training_learns_digits(kind: str, mnist: Dataset, monkeypatch: pytest.M
     data = Dataset(few, Images(mnist.test.pixels[:1000], mnist.test.labels[:1000]), mnist.info)
     net = build(kind, data.info)
     *_, last = train_classifier(net, few, seed=0)
-    assert last == 4000
+    assert last == (4000, 4000)
     assert finished(kind, net, data).accuracy > 0.8
+
+
+def accuracies(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """The checks during training give these accuracies, then always the last."""
+    given = iter(values)
+    monkeypatch.setattr(classifiers, "_accuracy", lambda *_: next(given, values[-1]))
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rate of each step of a training of 100 steps with 20 checks, two of which make a plateau."""
+    found: list[float] = []
+    monkeypatch.setattr(classifiers, "_BATCH", 4)
+    monkeypatch.setattr(classifiers, "_CHECKS", 20)
+    monkeypatch.setattr(classifiers, "_PATIENCE", 2)
+    monkeypatch.setattr(classifiers, "take_step", lambda _, rate: found.append(rate))
+    return found
+
+
+def test_training_ends_soon_after_a_plateau(tiny_data: Dataset, rates: list[float], monkeypatch) -> None:
+    accuracies(monkeypatch, 0.5, 0.6, 0.7, 0.7, 0.6)
+    steps = list(train_classifier(Spy(), tiny_data.train, 0, length=400, plateau=True))
+    assert steps[23] == (96, 400)
+    assert steps[24] == (100, 132)  # After five checks, two of them not better; the last quarter begins.
+    assert len(steps) == len(rates) == 33
+    assert rates[5:26] == [1.0] * 21
+    assert all(later < before for before, later in pairwise(rates[25:]))
+    assert rates[-1] == pytest.approx(1 / 8)
+
+
+def test_training_is_never_longer_than_planned(tiny_data: Dataset, rates: list[float], monkeypatch) -> None:
+    accuracies(monkeypatch, *torch.linspace(0, 1, 20).tolist())
+    *_, last = train_classifier(Spy(), tiny_data.train, 0, length=400, plateau=True)
+    assert last == (400, 400)
+    assert rates[74:77] == pytest.approx([1, 1, 0.96])
+
+
+@pytest.mark.usefixtures("rates")
+def test_held_out_images_are_not_learned_before_the_plateau(tiny_data: Dataset, monkeypatch) -> None:
+    taken: list[list[int]] = []
+    batch = Images.batch
+
+    def noted(images: Images, indices: Tensor) -> tuple[Tensor, Tensor]:
+        taken.append(indices.tolist())
+        return batch(images, indices)
+
+    monkeypatch.setattr(Images, "batch", noted)
+    accuracies(monkeypatch, *torch.linspace(0, 1, 20).tolist())
+    list(train_classifier(Spy(), tiny_data.train, 0, length=800, plateau=True))
+    before, after = ({index for some in part for index in some} for part in (taken[:150], taken[150:]))
+    assert len(before) == 36
+    assert len(after) == 40
+
+
+def test_a_fixed_length_has_no_checks_and_a_linear_fall(tiny_data: Dataset, rates: list[float], monkeypatch) -> None:
+    monkeypatch.setattr(classifiers, "_accuracy", None)
+    list(train_classifier(Spy(), tiny_data.train, 0, length=400))
+    assert rates == [learning_rate(seen / 400, 0.05) for seen in range(0, 400, 4)], "as the shipped ones were trained"
+
+
+def test_without_jitter_the_images_are_unchanged(tiny_data: Dataset) -> None:
+    net = Spy()
+    list(train_classifier(net, tiny_data.train, 0, length=64, jitter=False))
+    apart = torch.cdist(torch.cat(net.shown).flatten(1), to_data_units(tiny_data.train.pixels).flatten(1))
+    assert apart.min(1).values.max() < 0.05
 
 
 @pytest.mark.usefixtures("short")
@@ -466,11 +535,14 @@ def test_missing_classifiers_are_trained_once_and_kept(digits: Dataset, tmp_path
     caplog.set_level("INFO")
     calls: list[tuple[str, int, int]] = []
     first = find_or_train_classifiers(digits, tmp_path / "cache", lambda *call: calls.append(call))
-    assert {what for what, *_ in calls} == {"training the features classifier", "training the reader classifier"}
-    assert all(done <= total for _, done, total in calls)
+    assert {what for what, *_ in calls} == {"training both classifiers"}
+    assert all(b[1] > a[1] and b[2] <= a[2] for a, b in pairwise(calls)), "one bar, whose total never grows"
     assert calls[-1][1] == calls[-1][2]
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert caplog.text.count("classifier yet; training one") == 2
+    assert re.fullmatch(
+        r"training both classifiers of these data takes at most about \d+ (s|min), once for all evaluations",
+        caplog.messages[0],
+    )
     second = find_or_train_classifiers(digits, tmp_path / "cache", never)
     assert [classifier.sha256 for classifier in second] == [classifier.sha256 for classifier in first]
 

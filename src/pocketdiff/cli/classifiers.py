@@ -6,16 +6,17 @@ from typing import Annotated
 from pocketdiff.cli.console import Bar, cache_folder, say
 from pocketdiff.cli.evaluate import DataOptions, load_set
 from pocketdiff.cli.flags import Metavar, UsageError, parse
-from pocketdiff.evaluation.classifiers import KINDS, save_classifier, train_and_test
+from pocketdiff.evaluation.classifiers import save_classifier, train_and_test
 
 
 class ClassifierOptions(DataOptions):
     """Trains the two classifiers that the scores of a data set need: one gives features, the other reads labels.
-    evaluate and compare do so themselves if there are none yet. Those of MNIST come with the package.
+    evaluate and compare do so themselves if there are none yet. Training ends when the accuracy stops improving. Those
+    of MNIST come with the package.
 
     Examples:
       pocketdiff train-classifiers --data photos --size 32     into the cache, where evaluate looks
-      pocketdiff train-classifiers --out weights               those of MNIST, as in the package
+      pocketdiff train-classifiers --out weights               new ones of MNIST; the package's own are not changed
     """
 
     out: Annotated[Path | None, Metavar("FOLDER")] = None
@@ -31,8 +32,8 @@ def main(arguments: list[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot be a folder ({error.strerror}); take another --out", f"--out {out}") from error
-    for kind in KINDS:
-        with Bar() as bar:
-            classifier = train_and_test(kind, data, bar)
-        say(f"wrote {save_classifier(out, classifier, data.info)}")
+    with Bar() as bar:
+        written = [save_classifier(out, classifier, data.info) for classifier in train_and_test(data, progress=bar)]
+    for path in written:
+        say(f"wrote {path}")
     return 0

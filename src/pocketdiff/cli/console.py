@@ -66,7 +66,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def cache_folder() -> Path:
-    """Where the classifiers of data sets are kept."""
+    """Where the classifiers and features of data sets are kept."""
     return platformdirs.user_cache_path("pocketdiff") / "classifiers"
 
 

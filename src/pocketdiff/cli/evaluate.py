@@ -69,6 +69,7 @@ class EvaluateOptions(ScoreOptions, SweepOptions):
       pocketdiff evaluate runs/laptop                              a table, in a few minutes
       pocketdiff evaluate runs/laptop --out report                 and report/index.html, with pictures
       pocketdiff evaluate samples.npz --json score.json            images of any origin, against MNIST
+      pocketdiff evaluate runs/laptop --augment                    do the images help to train a classifier?
       pocketdiff evaluate pets --data photos --size 32             against your own data set
       pocketdiff evaluate runs/laptop --n 2000 --scales 1,1.25,1.5,2 --steps 4,6,10,20 --out sweep
       pocketdiff evaluate runs/laptop --intervals none,0.3:3 --guides none,runs/quick
@@ -86,6 +87,8 @@ class EvaluateOptions(ScoreOptions, SweepOptions):
     """Score noise, blurred images and shuffled labels as well."""
     cas: bool = False
     """Train a classifier on the images, and test it on real ones."""
+    augment: bool = False
+    """Train classifiers on real images, with and without these added: do they help? Takes many minutes."""
     device: Annotated[str, Metavar("NAME")] = "auto"
     """Where a model draws: cpu, cuda, or auto: a GPU if there is one."""
 
@@ -122,12 +125,12 @@ def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
     n, seed, cache = options.n, options.seed, cache_folder()
     with Bar() as bar:
         if len(models) < 2:
-            controls, cas = options.controls, options.cas
             return evaluate(
-                target, data, n=n, seed=seed, controls=controls, cas=cas, name=name, cache=cache, progress=bar
-            )
-        if options.controls or options.cas:
-            raise UsageError("--controls and --cas need a single sampling; leave them out of a sweep")
+                target, data, n=n, seed=seed, controls=options.controls, cas=options.cas, augment=options.augment,
+                name=name, cache=cache, progress=bar,
+            )  # fmt: skip
+        if options.controls or options.cas or options.augment:
+            raise UsageError("--controls, --cas and --augment need a single sampling; leave them out of a sweep")
         return sweep(models, data, n=n, seed=seed, name=name, cache=cache, progress=bar)
 
 

@@ -1,10 +1,12 @@
 """The two classifiers behind every score: one gives features; the other, with another architecture, reads labels.
 
 They are trained separately on the training split, so no network is both judge and feature extractor. The package ships
-those of MNIST (`SHIPPED`); others are trained when they are first needed.
+those of MNIST (`SHIPPED`), whose training had a fixed length; others are trained until they stop improving, when they
+are first needed.
 """
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from pocketdiff import rng
 from pocketdiff.data import DataInfo, Dataset, Images, to_data_units
 from pocketdiff.errors import CheckpointError, EvaluationError
-from pocketdiff.optim import learning_rate, make_optimizers, take_step
+from pocketdiff.optim import make_optimizers, take_step
 from pocketdiff.progress import Progress, silent
 from pocketdiff.tensors import fingerprint, read_tensors, write_tensors
 
@@ -32,7 +34,15 @@ _CHUNK = 500
 _BATCH = 128
 _EPOCHS = 8
 _MIN_LENGTH = 100_000
-"""The shortest training, in images, repeats counted."""
+"""The shortest planned training, in images, repeats counted."""
+_WARMUP = 0.05
+"""The share of the planned length in which the learning rate rises."""
+_HELD = 2000
+"""The most training images that are held out to detect a plateau; at most a tenth of all."""
+_MEASURED = 1.0
+"""Seconds of training that measure its speed."""
+_CHECKS, _PATIENCE = 40, 5
+"""Checks in the planned length, and how many of them without a better accuracy make a plateau."""
 
 
 class FeatureNet(nn.Module):
@@ -122,23 +132,51 @@ def build(kind: str, info: DataInfo) -> FeatureNet | Reader:
 
 
 def training_length(n: int) -> int:
-    """The length of a classifier's training on ``n`` images, in images, repeats counted."""
+    """The planned length of a classifier's training on ``n`` images, in images, repeats counted."""
     return max(_EPOCHS * n, _MIN_LENGTH)
 
 
-def train_classifier(net: nn.Module, data: Images, seed: int) -> Iterator[int]:
-    """Trains a classifier in place, with jitter; yields the images seen after each step, and ends in eval mode."""
-    n, length = len(data), training_length(len(data))
+def train_classifier(
+    net: nn.Module, data: Images, seed: int, *, length: int | None = None, jitter: bool = True, plateau: bool = False
+) -> Iterator[tuple[int, int]]:
+    """Trains a classifier in place; yields the images seen and the length after each step, and ends in eval mode.
+
+    The learning rate rises, then falls linearly to 0 until the end. With ``plateau`` it is constant until the accuracy
+    on a tenth of the images, held out until then, stops improving; then it falls in a last quarter, on all images.
+
+    Args:
+        net: A network with logits as output.
+        data: The images to learn from.
+        seed: Decides the order, the jitter and the images held out.
+        length: The length, or with ``plateau`` the greatest; by default `training_length`.
+        jitter: Whether the images are shifted, rotated, scaled and sheared at random.
+        plateau: Whether training may end early.
+    """
+    n, planned = len(data), length or training_length(len(data))
+    order = rng.permutation(seed, rng.Stream.HELD, 0, n)
+    held, kept = order.split([count := min(_HELD, max(1, n // 10)), n - count])
+    fall, end, every = planned if plateau else 0, planned, max(1, planned // _CHECKS)
+    best, stale, seen = -1.0, 0, 0
     optimizers = make_optimizers(net, 0.02, 3e-3)
     net.train()
-    for step, seen in enumerate(range(0, length, _BATCH)):
-        ahead = range(seen, min(seen + _BATCH, length))
-        x, label = data.batch(rng.visit_order(seed, ahead, n))
+    while seen < end:
+        ahead = range(seen, min(seen + _BATCH, end))
+        waiting = seen < fall
+        chosen = kept[rng.visit_order(seed, ahead, len(kept))] if waiting else rng.visit_order(seed, ahead, n)
+        x, label = data.batch(chosen)
         net.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(net(_jittered(x, seed, step)), label)
+        loss = F.cross_entropy(net(_jittered(x, seed, seen // _BATCH) if jitter else x), label)
         loss.backward()
-        take_step(optimizers, learning_rate(seen / length, 0.05))
-        yield ahead[-1] + 1
+        warm = min(1.0, (seen / planned + 1e-3) / (_WARMUP + 1e-3))
+        take_step(optimizers, warm if waiting else warm * (1 - (seen - fall) / (end - fall)))
+        before, seen = seen, ahead[-1] + 1
+        if waiting and seen // every > before // every:
+            accuracy = _accuracy(net.eval(), data.pixels[held], data.labels[held])
+            net.train()
+            best, stale = (accuracy, 0) if accuracy > best else (best, stale + 1)
+            if stale == _PATIENCE or 4 * seen >= 3 * planned:
+                fall, end = seen, min(planned, 4 * seen // 3 // _BATCH * _BATCH)
+        yield seen, end
     net.eval()
 
 
@@ -158,7 +196,7 @@ def read(net: nn.Module, pixels: UInt8[Tensor, "n c h w"]) -> Iterator[Int[Tenso
 
 def finished(kind: str, net: FeatureNet | Reader, data: Dataset) -> Classifier:
     """A trained network as a classifier, with its accuracy and its hash."""
-    share = float((torch.cat(list(read(net, data.test.pixels))) == data.test.labels).double().mean())
+    share = _accuracy(net, data.test.pixels, data.test.labels)
     about = _about(kind, share, data.info)
     return Classifier(kind, net.eval().requires_grad_(False), share, fingerprint(net.state_dict(), about))
 
@@ -187,14 +225,41 @@ def find_classifier(kind: str, info: DataInfo, folders: Sequence[Path]) -> Class
     return None
 
 
-def train_and_test(kind: str, data: Dataset, progress: Progress = silent) -> Classifier:
-    """A new classifier, trained on a data set and tested on its test split."""
-    net, n = build(kind, data.info), training_length(len(data.train))
-    for seen in train_classifier(net, data.train, list(KINDS).index(kind)):
-        progress(f"training the {kind} classifier", seen, n)
-    classifier = finished(kind, net, data)
-    log.info("%s classifies %.2f%% of the test images correctly", classifier.name, 100 * classifier.accuracy)
-    return classifier
+def train_and_test(
+    data: Dataset, kinds: Sequence[str] = tuple(KINDS), progress: Progress = silent
+) -> Iterator[Classifier]:
+    """Yields new classifiers, trained on a data set until they stop improving, and tested on its test split.
+
+    It first measures the speed of each, and logs how long the training of all takes at most.
+    """
+    planned = training_length(len(data.train))
+    seconds = planned * sum(seconds_per_image(kind, data) for kind in kinds)
+    what, before = "training both classifiers" if len(kinds) > 1 else f"training the {kinds[0]} classifier", 0
+    log.info("%s of these data takes at most about %s, once for all evaluations", what, duration(seconds))
+    for left, kind in zip(range(len(kinds))[::-1], kinds, strict=True):
+        net = build(kind, data.info)
+        for seen, length in train_classifier(net, data.train, list(KINDS).index(kind), plateau=True):
+            progress(what, before + seen, before + length + left * planned)
+        before += seen
+        classifier = finished(kind, net, data)
+        log.info("%s classifies %.2f%% of the test images correctly", classifier.name, 100 * classifier.accuracy)
+        yield classifier
+
+
+def seconds_per_image(kind: str, data: Dataset) -> float:
+    """The training time of an image, measured for about a second."""
+    steps = train_classifier(build(kind, data.info), data.train, 0, length=2**31)
+    first, _ = next(steps)  # The first step is slower.
+    began = time.perf_counter()
+    while True:
+        seen, _ = next(steps)
+        if (elapsed := time.perf_counter() - began) >= _MEASURED:
+            return elapsed / (seen - first)
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as "3 min"."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
 def find_or_train_classifiers(data: Dataset, cache: Path | None = None, progress: Progress = silent) -> Classifiers:
@@ -205,24 +270,29 @@ def find_or_train_classifiers(data: Dataset, cache: Path | None = None, progress
         >>> classifiers.features.name, classifiers.reader.accuracy
         ('features-7852666c', 0.996)
 
-    New ones are saved in the folder ``cache``; to train one takes minutes. Raises EvaluationError if the data set has
+    New ones are saved in the folder ``cache``; to train them takes minutes. Raises EvaluationError if the data set has
     fewer than `MIN_IMAGES` training images.
     """
     if (n := len(data.train)) < MIN_IMAGES:
         raise EvaluationError(f"the data have {n:,} training images, but a score needs {MIN_IMAGES} or more; add some")
     folders = [SHIPPED] if cache is None else [SHIPPED, cache]
+    found = {kind: known for kind in KINDS if (known := find_classifier(kind, data.info, folders))}
+    if missing := [kind for kind in KINDS if kind not in found]:
+        for classifier in train_and_test(data, missing, progress):
+            found[classifier.kind] = classifier
+            try:
+                if cache is not None:
+                    save_classifier(cache, classifier, data.info)
+            except OSError as error:
+                log.warning(
+                    "%s: the classifier cannot be saved there (%s); next time it is trained again", cache, error
+                )
+    return Classifiers(**found)
 
-    def new(kind: str) -> Classifier:
-        log.info("these data have no %s classifier yet; training one, once for all evaluations", kind)
-        classifier = train_and_test(kind, data, progress)
-        try:
-            if cache is not None:
-                save_classifier(cache, classifier, data.info)
-        except OSError as error:
-            log.warning("%s: the classifier cannot be saved there (%s); next time it is trained again", cache, error)
-        return classifier
 
-    return Classifiers(*(find_classifier(kind, data.info, folders) or new(kind) for kind in KINDS))
+def _accuracy(net: nn.Module, pixels: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> float:
+    """The share of images that a network classifies correctly."""
+    return float((torch.cat(list(read(net, pixels))) == labels).double().mean())
 
 
 def _about(kind: str, accuracy: float, info: DataInfo) -> dict[str, object]:

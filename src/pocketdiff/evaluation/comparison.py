@@ -220,7 +220,7 @@ def compare(
     nets = classifiers or find_or_train_classifiers(data, cache, progress)
     conditions[first] |= {"feature network": nets.features.sha256, "label network": nets.reader.sha256}
     check_alike(conditions)
-    reference = Reference.of(data, nets, progress=progress)
+    reference = Reference.of(data, nets, progress=progress, cache=cache)
     for name, model in models.items():
         report, folder = partial(prefixed, progress, f"{name}: "), RunFolder(paths.get(name, ""))
         found = measured(model, reference, n, seed, str(paths.get(name, name)), progress=report)

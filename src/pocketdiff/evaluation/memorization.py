@@ -6,6 +6,7 @@ shift.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -47,15 +48,32 @@ class NearestImages:
     is a lower bound of the distance between images at any shift (Parseval). The 200 images with the smallest bounds are
     compared pixel by pixel. A copy, shifted or not, has bound 0, so it is found unless more than 200 training images
     are shifts of each other. For 99.5% of MNIST's test digits the true nearest image is among the 200.
+
+    The transforms of the set are computed when a query first needs them.
     """
 
     def __init__(self, images: UInt8[Tensor, "n c h w"]) -> None:
-        self.images = images.flatten(1)
-        self.energy = torch.cat([chunk.float().square().sum(1) for chunk in self.images.split(_MANY)])
-        some = _magnitudes(images[:_MANY])
-        self.strongest = some.var(0, correction=0).argsort(descending=True)[:_MAGNITUDES]
-        self.bounds = torch.cat([self._bound(chunk) for chunk in images.split(_MANY)])
-        self.bound_energy = self.bounds.square().sum(1)
+        self.images = images
+
+    @cached_property
+    def energy(self) -> Float[Tensor, " n"]:
+        """The sum of each image's squared pixels."""
+        return torch.cat([chunk.flatten(1).float().square().sum(1) for chunk in self.images.split(_MANY)])
+
+    @cached_property
+    def strongest(self) -> Int[Tensor, " s"]:
+        """Which magnitudes vary most."""
+        return _magnitudes(self.images[:_MANY]).var(0, correction=0).argsort(descending=True)[:_MAGNITUDES]
+
+    @cached_property
+    def bounds(self) -> Float[Tensor, "n s"]:
+        """What the lower bounds of distances are computed from."""
+        return torch.cat([self._bound(chunk) for chunk in self.images.split(_MANY)])
+
+    @cached_property
+    def bound_energy(self) -> Float[Tensor, " n"]:
+        """The sum of their squares."""
+        return self.bounds.square().sum(1)
 
     def of(self, queries: UInt8[Tensor, "m c h w"]) -> Iterator[Nearest]:
         """Yields the nearest image of each query, batch by batch."""
@@ -75,12 +93,12 @@ class NearestImages:
     def _among(self, queries: UInt8[Tensor, "m c h w"], candidates: Int[Tensor, "m k"]) -> Nearest:
         """The nearest of each query's candidates over all shifts."""
         shifted = torch.stack([queries.roll(shift, (2, 3)) for shift in _SHIFTS], 1).flatten(2).float()
-        products = torch.bmm(shifted, self.images[candidates].float().mT).amax(1)
+        products = torch.bmm(shifted, self.images[candidates].flatten(2).float().mT).amax(1)
         energy = shifted[:, 0].square().sum(1, keepdim=True)
         best = (energy + self.energy[candidates] - 2 * products).argmin(1, keepdim=True)
         which = candidates.gather(1, best)[:, 0]
         # Those sums are too large for float32 to hold exactly; differences give a copy the distance 0.
-        apart = (shifted - self.images[which].float()[:, None]).square().mean(2).amin(1)
+        apart = (shifted - self.images[which].flatten(1).float()[:, None]).square().mean(2).amin(1)
         return Nearest(apart.sqrt(), which)
 
 

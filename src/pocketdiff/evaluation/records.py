@@ -124,6 +124,49 @@ class ClassRecord(Metered):
     """What the real images of the class score; empty if there are too few."""
 
 
+class UsefulnessRow(Metered):
+    """Test accuracies of classifiers trained on ``real`` images alone, on ``jittered`` ones (shifted and rotated), and
+    on real plus ``generated`` ones: means over the subsets, with intervals that cover those of all subsets.
+    """
+
+    per_class: Count | None
+    """Real images of each class; None: all."""
+    images: Count
+    """Real images in all."""
+    subsets: Count
+    """How often the real images were chosen anew."""
+
+
+class Usefulness(Frozen):
+    """Whether generated data help a classifier."""
+
+    rows: list[UsefulnessRow]
+    generated: Count
+    """Generated images in each training with them."""
+    left_out: tuple[Count, ...]
+    """Images per class of rows that a class has too few images for."""
+
+    def table(self) -> list[list[str]]:
+        """The accuracies with their intervals, a row for each number of real images."""
+        rows = [["real images", "alone", "shifted and rotated", f"with {self.generated:,} generated"]]
+        for row in self.rows:
+            name = f"all {row.images:,}" if row.per_class is None else f"{row.per_class:,} per class"
+            found = [row.estimate(key) for key in ("real", "jittered", "generated")]
+            rows.append([name, *(f"{e.value:.2%} ({e.low:.2%} to {e.high:.2%})" for e in found if e is not None)])
+        return rows
+
+    def explanation(self) -> str:
+        """How to read the table."""
+        words = ["Accuracy on the real test split, with 95% intervals."]
+        if self.left_out:
+            words.append(f"Not tried: {' and '.join(map(str, self.left_out))} per class, because a class has fewer.")
+        words.append(
+            "A model that learned from all training images passes on knowledge of all. So rows with a number per class "
+            "answer: what do these real images plus the model give? Only the last row is without this advantage."
+        )
+        return " ".join(words)
+
+
 class ScoreFile(Metered):
     """What ``evaluate --json`` writes."""
 
@@ -132,6 +175,8 @@ class ScoreFile(Metered):
     controls: dict[Text, Values]
     per_class: dict[Text, ClassRecord]
     """Empty without labels."""
+    usefulness: Usefulness | None = None
+    """Whether the images help a classifier; None if it was not tried."""
     provenance: Provenance
 
     @classmethod

@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from pocketdiff.evaluation.records import Provenance, ScoreFile, SweepFile, Tria
 from pocketdiff.evaluation.reference import Reference, prefixed
 from pocketdiff.evaluation.sample import Sample, check_request, control_samples
 from pocketdiff.evaluation.score import MAIN, METRICS, K, Score, all_metrics, real_baseline, score
+from pocketdiff.evaluation.usefulness import announce, usefulness
 from pocketdiff.model import ImageModel
 from pocketdiff.progress import Progress, silent
 from pocketdiff.records import hardware, versions
@@ -73,7 +74,9 @@ class Evaluation:
             if (estimate := record.estimate(key)) is not None:
                 beside = [metric.text(values.get(key)) for values in (record.real_baseline, *record.controls.values())]
                 rows.append([metric.name, metric.text(estimate.value), metric.interval(estimate), *beside])
-        return "\n\n".join(filter(None, [p.headline(), aligned(rows), p.caution()])) + "\n"
+        useful = record.usefulness
+        more = [] if useful is None else [aligned(useful.table()), useful.explanation()]
+        return "\n\n".join(filter(None, [p.headline(), aligned(rows), p.caution(), *more])) + "\n"
 
     def page(self) -> str:
         """The evaluation as a self-contained HTML page."""
@@ -123,8 +126,8 @@ class Evaluation:
 
 def evaluate(
     target: ImageModel | Sample, data: Dataset, *, n: int = 10_000, seed: int = 0, controls: bool = False,
-    cas: bool = False, name: str = "", classifiers: Classifiers | None = None, cache: Path | None = None,
-    progress: Progress = silent,
+    cas: bool = False, augment: bool = False, name: str = "", classifiers: Classifiers | None = None,
+    cache: Path | None = None, progress: Progress = silent,
 ) -> Evaluation:  # fmt: skip
     """Scores a model's images, or any others, against a data set, with confidence intervals and the real baseline.
 
@@ -140,21 +143,27 @@ def evaluate(
         seed: Of the images and of the bootstrap.
         controls: Whether to score noise, blurred images and shuffled labels too.
         cas: Whether to compute the classification accuracy score too, which trains two classifiers.
+        augment: Whether to test if the images help a classifier (`usefulness`), which trains many classifiers.
         name: What the report calls the target.
         classifiers: Those of the data set; by default found or trained (`find_or_train_classifiers`).
-        cache: A folder for trained classifiers.
+        cache: A folder where trained classifiers and the features of the real images are kept; None: nowhere.
         progress: Called while it works.
 
     Raises:
         EvaluationError: If no sound score is possible.
     """
-    check_request(target, data, n, seed, name, cas)
+    check_request(target, data, n, seed, name, cas, augment)
+    if augment:
+        announce(data, min(n, len(target)) if isinstance(target, Sample) else n)
     nets = classifiers or find_or_train_classifiers(data, cache, progress)
-    reference = Reference.of(data, nets, progress=progress)
+    reference = Reference.of(data, nets, progress=progress, cache=cache)
     result = measured(target, reference, n, seed, name or "images", controls, cas, progress)
     if warning := result.warning():
         log.warning("%s", warning)
-    return result
+    if not augment:
+        return result
+    helped = usefulness(result.sample, data, seed, progress)
+    return replace(result, record=result.record.model_copy(update={"usefulness": helped}))
 
 
 def measured(
@@ -256,7 +265,7 @@ def sweep(
     for model in models:
         check_request(model, data, n, seed, name)
     nets = classifiers or find_or_train_classifiers(data, cache, progress)
-    reference = Reference.of(data, nets, memorization=False, progress=progress)
+    reference = Reference.of(data, nets, memorization=False, progress=progress, cache=cache)
     trials, images = [], []
     for number, model in enumerate(models, 1):
         report = partial(prefixed, progress, f"{number} of {len(models)}, ")

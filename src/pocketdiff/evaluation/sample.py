@@ -69,10 +69,11 @@ class Sample:
 
 
 def check_request(
-    target: ImageModel | Sample, data: Dataset, n: int, seed: int, name: str = "", cas: bool = False
-) -> None:
+    target: ImageModel | Sample, data: Dataset, n: int, seed: int, name: str = "", cas: bool = False,
+    augment: bool = False,
+) -> None:  # fmt: skip
     """Raises EvaluationError, before any work, if n or the seed is out of range, the images cannot be scored, the model
-    was trained on other data, or the classification accuracy score is requested without labels.
+    was trained on other data, or a classifier cannot learn from the images because they have no labels.
     """
     if n < MIN_IMAGES:
         raise EvaluationError(f"n = {n}: a score needs {MIN_IMAGES} images or more")
@@ -85,8 +86,9 @@ def check_request(
         if mine != theirs or target.info.sha256 not in {None, data.info.sha256}:
             remedy = "use its own (on the command line: --data, --size and --split-seed)"
             raise EvaluationError(f"{name or 'the model'}: was not trained on these data; {remedy}")
-    if cas and (target.labels is None if isinstance(target, Sample) else not target.conditional):
-        raise EvaluationError(f"cas: {name or 'the target'} has no labels for a classifier to learn from")
+    if (cas or augment) and (target.labels is None if isinstance(target, Sample) else not target.conditional):
+        flag = "cas" if cas else "augment"
+        raise EvaluationError(f"{flag}: {name or 'the target'} has no labels for a classifier to learn from")
 
 
 def check_sample(sample: Sample, info: DataInfo) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pocketdiff.data import Dataset, Images
 from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation import distances
-from pocketdiff.evaluation.classifiers import build, features, read, train_classifier, training_length
+from pocketdiff.evaluation.classifiers import build, features, read, train_classifier
 from pocketdiff.evaluation.distances import Estimate, Neighbours, frechet_estimate, kernel_estimate, share_estimate
 from pocketdiff.evaluation.memorization import Nearest, nearest_features
 from pocketdiff.evaluation.records import ClassRecord, Metrics, metered
@@ -215,8 +215,8 @@ def train_on_synthetic(sample: Sample, data: Dataset, seed: int = 0, progress: P
     shares: Metrics = {}
     for name, images in (("cas", drawn), ("cas_real", real)):
         net = build("reader", data.info)
-        for seen in train_classifier(net, images, seed):
-            progress(f"training a reader for {name}", seen, training_length(len(images)))
+        for seen, length in train_classifier(net, images, seed):
+            progress(f"training a reader for {name}", seen, length)
         shares[name] = share_estimate(torch.cat(list(read(net, data.test.pixels))) == data.test.labels)
     return shares
 

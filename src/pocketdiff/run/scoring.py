@@ -33,7 +33,7 @@ class Scoring:
         if self.every is None:
             return
         classifiers = find_or_train_classifiers(data, cache, progress)
-        self.reference = Reference.of(data, classifiers, memorization=False, progress=progress)
+        self.reference = Reference.of(data, classifiers, memorization=False, progress=progress, cache=cache)
         real = real_baseline(self.reference, self.n, progress=progress)
         self.real_baseline = {} if real is None else _values(real)
 
