@@ -8,7 +8,7 @@ checkpoint's header: each must be refused, or give the same tensors, position an
 files that ask for the largest networks, and prints time and memory of each refusal.
 
 A case depends on the seed and its number only. ``--case N`` runs one again and shows its traceback. Exit status 1 if a
-reader failed; the files are then in ``--out``. With two cores all parts take about five minutes.
+reader failed; the files are then in ``--out``.
 """
 
 import argparse
