@@ -6,6 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from pocketdiff.cli.output import protect, visible
 from pocketdiff.errors import PluginError, PocketdiffError
 
 VERBS = {
@@ -38,10 +39,15 @@ Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
 def main() -> None:
     """The program ``pocketdiff``: exits with 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    output = protect()
     # OpenMP reads this when torch is loaded. Its threads then wait busily for microseconds instead of milliseconds;
     # otherwise training beside another busy program is up to 50 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    output.flush()
+    if output.fault is not None and status == 0:
+        status = _fail(f"standard output: {output.fault.strerror}", 1)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -51,12 +57,9 @@ def run(arguments: list[str]) -> int:
         return _run([argument for argument in arguments if argument != "--debug"])
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # The reader of our output is gone; the flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(visible(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, PocketdiffError):
             return _fail(str(error), error.status)
         if isinstance(error, OSError):
@@ -116,5 +119,5 @@ def import_plugin(name: str) -> None:
 
 def _fail(message: str, status: int) -> int:
     lines = message.strip().splitlines() or [""]
-    print(f"pocketdiff: {lines[0]}", file=sys.stderr)
+    print(visible(f"pocketdiff: {lines[0]}"), file=sys.stderr)
     return status

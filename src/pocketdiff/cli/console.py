@@ -1,5 +1,6 @@
 """What the verbs share: output on the screen, progress, signals, the device, and files that are written."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,22 +17,29 @@ import torch
 from rich import console, progress
 
 from pocketdiff.cli.flags import UsageError
+from pocketdiff.cli.output import visible
 from pocketdiff.files import write_file
 
 INTERRUPTED = 130
 _PLAIN_SECONDS = 5.0
 """Time between two lines of progress where there is no terminal."""
+_MEASURED_SECONDS = 1.0
+"""Time of work after which its speed is known."""
+_HANGUP = getattr(signal, "SIGHUP", None)
+"""The signal of a lost terminal; Windows has none."""
+_SAME_SIGNAL = 0.1
+"""Signals within so many seconds are one: `timeout` sends its signal twice."""
 
 
 def say(message: str) -> None:
     """Prints a result, on standard output."""
-    print(message, flush=True)
+    print(visible(message), flush=True)
 
 
 class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
-            print(f"pocketdiff: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(visible(f"pocketdiff: {record.getMessage()}"), file=sys.stderr, flush=True)
         else:
             say(record.getMessage())
 
@@ -106,19 +114,23 @@ class Bar:
     """Progress on standard error: a bar on a terminal, otherwise a plain line every few seconds.
 
     It is a `pocketdiff.progress.Progress`: call it with the name of the work, the amount done, and the total. A new
-    name starts a new bar.
+    name starts a new bar. Where all of the amount is done, other work follows: the bar then pulses, without a percentage
+    and a time. At the end it is erased.
     """
 
     def __init__(self) -> None:
         # Results that go into a pipe must not go through the bar on the terminal.
         self.progress = progress.Progress(
-            progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn(),
-            progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
-            console=console.Console(stderr=True), redirect_stdout=sys.stdout.isatty(),
+            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+            progress.TextColumn("{task.fields[words]}", markup=False),
+            console=console.Console(stderr=True), redirect_stdout=sys.stdout.isatty(), transient=True,
         )  # fmt: skip
-        self.plain = not self.progress.console.is_terminal
+        screen = self.progress.console
+        self.plain = not screen.is_terminal or screen.is_dumb_terminal
         self.what, self.task = "", progress.TaskID(0)
-        self.first, self.began, self.last_line = 0, 0.0, 0.0
+        self.first, self.began, self.last_line = 0.0, 0.0, time.perf_counter()
+        self.left: float | None = None
+        """Seconds until all is done, from the average speed since this bar began; None while that is not known."""
 
     def __enter__(self) -> "Bar":
         if not self.plain:
@@ -129,35 +141,55 @@ class Bar:
         if not self.plain:
             self.progress.stop()
 
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Moves the bar of this work, with a note behind it."""
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Moves the bar of this work."""
+        self.show(what, done, total, amount(done, total))
+
+    def show(self, what: str, done: float, total: float, *words: str) -> None:
+        """Moves the bar of this work to ``done / total``; the words stand behind it."""
+        now = time.perf_counter()
         if what != self.what:
             if self.what:
                 self.progress.remove_task(self.task)
-            self.what, self.first = what, done
-            self.began = self.last_line = time.perf_counter()
-            self.task = self.progress.add_task(what, total=total, completed=done, note=note)
+            self.what, self.first, self.began = what, done, now
+            self.task = self.progress.add_task(visible(what), words="")
+        self.left, share, left = None, "", ""
+        counted = done < total and total > 1
+        if counted:
+            share = f"{100 * done / total:.0f}%" if done < 0.99 * total else "99%"
+            if done > self.first and now - self.began >= _MEASURED_SECONDS:
+                self.left = (now - self.began) / (done - self.first) * (total - done)
+                left = f"{timedelta(seconds=max(1, round(self.left)))} left"
+        text = visible(", ".join(filter(None, [share, words[0], left, *words[1:]])))
         if not self.plain:
-            self.progress.update(self.task, completed=done, total=total, note=note)
-        elif time.perf_counter() - self.last_line >= _PLAIN_SECONDS:
-            self.last_line = time.perf_counter()
-            words = [f"{what} {done:,} of {total:,}", note]
-            if self.first < done < total:
-                left = (self.last_line - self.began) / (done - self.first) * (total - done)
-                words.append(f"{timedelta(seconds=round(left))} left")
-            print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
+            self.progress.update(self.task, completed=done, words=text)
+            self.progress.tasks[0].total = total if counted else None  # None: the bar pulses.
+        elif now - self.last_line >= _PLAIN_SECONDS:
+            self.last_line = now
+            print(visible(what), text, file=sys.stderr, flush=True)
+
+
+def amount(done: int, total: int) -> str:
+    """How much is done, in words; nothing for work that is one whole."""
+    return f"{done:,} of {total:,}" if total > 1 else ""
 
 
 class Stop:
-    """Notes SIGINT and SIGTERM, so that work can stop where nothing is lost; a second signal exits at once."""
+    """Notes SIGINT, SIGTERM and SIGHUP, so that work can stop where nothing is lost. A second signal exits at once.
+
+    SIGHUP, the loss of the terminal, never exits at once, because a shell and the system both send it; where it is
+    ignored, as after nohup, it stays so.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.since = 0.0
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, _HANGUP):
+            if number is not None and (number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN):
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,10 +205,16 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        terminal = os.isatty(2)
-        if self.requested:
-            os.write(2, b"\x1b[?25h\n" if terminal else b"")  # The bar had hidden the cursor.
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        now, terminal = time.monotonic(), os.isatty(2)
+        if not self.requested:
+            self.requested, self.since = True, now
+            self._tell(b"\n" * terminal + b"stopping after this step; press again to exit at once\n")
+        elif number != _HANGUP and now - self.since > _SAME_SIGNAL:
+            self._tell(b"\x1b[?25h\n" if terminal else b"")  # The bar had hidden the cursor.
             os._exit(INTERRUPTED)
-        self.requested = True
-        os.write(2, b"\n" * terminal + b"stopping after this step; press again to exit at once\n")
+
+    @staticmethod
+    def _tell(text: bytes) -> None:
+        with contextlib.suppress(OSError):  # The work must be saved also if nobody can read this.
+            os.write(2, text)

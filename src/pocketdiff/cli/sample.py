@@ -19,6 +19,7 @@ from pocketdiff.data.source import MAX_BYTES
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.frozen import Frozen
 from pocketdiff.model import CHUNK, ImageModel
+from pocketdiff.progress import Progress, silent
 
 DEFAULTS = "sampling: the defaults are the model's; those shown here are the package's"
 """Heading of the sampling flags."""
@@ -87,7 +88,8 @@ def main(arguments: list[str]) -> int:
         sizes = f"{need / 2**30:,.1f} GiB of memory in one file, over {MAX_BYTES / 2**30:g} GiB"
         raise UsageError(f"{n:,} images need {sizes}; draw fewer, or into a folder, which needs none", f"--out {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[out.suffix](job, out)
+    with Bar() as bar:
+        WRITERS[out.suffix](job._replace(bar=bar), out)
     say(f"wrote {out}: {n:,} images, {model.how()}, seeds {options.seed} to {options.seed + n - 1}")
     return 0
 
@@ -164,6 +166,7 @@ class Job(NamedTuple):
     zoom: int
     headings: list[str]
     plain: bool
+    bar: Progress = silent
 
     def labels(self, start: int = 0, stop: int | None = None) -> list[int]:
         """The labels of some of the images, by default of all."""
@@ -177,13 +180,12 @@ class Job(NamedTuple):
 
     def chunks(self) -> Iterator[tuple[range, torch.Tensor]]:
         """All images, chunk by chunk, with their indices."""
-        with Bar() as bar:
-            for start in range(0, self.n, CHUNK):
-                bar("drawing", start, self.n)
-                part = range(start, min(start + CHUNK, self.n))
-                seeds = range(self.seed + part.start, self.seed + part.stop)
-                yield part, self.model(self.labels(part.start, part.stop), seeds)
-            bar("drawing", self.n, self.n)
+        for start in range(0, self.n, CHUNK):
+            self.bar("drawing", start, self.n)
+            part = range(start, min(start + CHUNK, self.n))
+            seeds = range(self.seed + part.start, self.seed + part.stop)
+            yield part, self.model(self.labels(part.start, part.stop), seeds)
+        self.bar("writing", 0, 1)
 
     def images(self) -> torch.Tensor:
         """All images (n, c, h, w)."""
@@ -201,14 +203,14 @@ def _write_png(job: Job, out: Path) -> None:
 
 def _write_gif(job: Job, out: Path) -> None:
     steps, stride, shown = None, None, []
-    with Bar() as bar:
-        for frame in job.model.frames(job.labels(), range(job.seed, job.seed + job.n)):
-            if steps is None:  # The first frame is pure noise.
-                steps = frame.steps_left
-                stride = steps // FRAMES if steps > 2 * FRAMES else None
-            bar("denoising", steps - frame.steps_left, steps)
-            if pictures.is_frame(frame.steps_left, steps, stride):
-                shown.append(job.sheet(frame.pixels, pictures.step_caption(frame, steps)))
+    for frame in job.model.frames(job.labels(), range(job.seed, job.seed + job.n)):
+        if steps is None:  # The first frame is pure noise.
+            steps = frame.steps_left
+            stride = steps // FRAMES if steps > 2 * FRAMES else None
+        job.bar("denoising", steps - frame.steps_left, steps)
+        if pictures.is_frame(frame.steps_left, steps, stride):
+            shown.append(job.sheet(frame.pixels, pictures.step_caption(frame, steps)))
+    job.bar("writing", 0, 1)
     _checked(frame.pixels)
     write_file(out, pictures.gif(shown))
 

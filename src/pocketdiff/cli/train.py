@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Annotated
 
-from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, cache_folder, pick_device, say, warn
+from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, amount, cache_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Metavar, UsageError, apply, parse, peek
 from pocketdiff.data import load_data
 from pocketdiff.frozen import Frozen
@@ -81,11 +81,10 @@ def main(arguments: list[str]) -> int:
         passes = f"{run.length / n:,.1f}".removesuffix(".0")
         passes += " pass" if passes == "1" else " passes"
         say(f"training on {run.length:,} images ({passes} over {n:,}), {weights:,} weights, into {out}")
-        screen.seen, screen.length = run.state.seen, run.length
         try:
             with contextlib.closing(iter(run)) as reports:  # Closing saves; an error of the save is not swallowed.
                 for report in reports:
-                    screen.step(report, run.training_seconds)
+                    screen.step(report, run)
                     if stop.requested:
                         break
         except KeyboardInterrupt:
@@ -99,49 +98,50 @@ def main(arguments: list[str]) -> int:
 
 
 class _Screen:
-    """What the bar shows of a run: losses and speed, and what is drawn or scored meanwhile.
+    """What the bar shows of a run: all its work, losses and speed, and what is drawn, scored or saved meanwhile.
 
     It is the run's Progress callback, and leaves drawing and scoring when a signal came.
     """
 
     def __init__(self, bar: Bar, stop: Stop) -> None:
         self.bar, self.stop = bar, stop
-        self.seen = self.length = 0
+        self.run: Run | None = None
+        """The run after its first step of this session. What comes before has bars of its own."""
         self.losses: dict[str, float] = {}
-        self.steps, self.images, self.seconds, self.spent = 0, 0.0, 0.0, 0.0
+        self.steps, self.seen, self.images, self.seconds, self.spent = 0, 0, 0.0, 0.0, 0.0
+        self.announced = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Progress of other work than training."""
         self.stop.check()
-        if self.length:
-            self.bar("training", self.seen, self.length, f"{what}, {done:,} of {total:,}")
-        else:
+        if self.run is None:
             self.bar(what, done, total)
+        else:
+            self._show(self.run, ", ".join(filter(None, [what, amount(done, total)])))
 
-    def step(self, report: StepReport, spent: float) -> None:
-        """Progress of training: moving averages of the losses and of the speed. Announces a long run, once.
-
-        Args:
-            report: Of the step.
-            spent: Training time so far, in seconds.
-        """
+    def step(self, report: StepReport, run: Run) -> None:
+        """Progress of training: moving averages of the losses and of the speed. Announces a long run, once."""
         for name, loss in report.losses.items():
             value = float(loss)
             self.losses[name] = _SMOOTHING * self.losses.get(name, value) + (1 - _SMOOTHING) * value
         words = [f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in self.losses.items()]
-        if self.spent:  # The first step takes longer: it warms up, and may compile.
+        spent = run.training_seconds
+        if self.run is not None:  # The first step takes longer: it warms up, and may compile.
             self.images = _SMOOTHING * self.images + report.seen - self.seen
             self.seconds = _SMOOTHING * self.seconds + spent - self.spent
             words.append(f"{self.images / self.seconds:.0f} img/s")
-        self.seen, self.spent, self.steps = report.seen, spent, self.steps + 1
-        self.bar("training", self.seen, self.length, ", ".join(words))
-        if self.steps == _MEASURED:
-            rest = (self.length - self.seen) * self.seconds / self.images
-            if rest > LONG:
+        self.run, self.seen, self.spent, self.steps = run, report.seen, spent, self.steps + 1
+        self._show(run, *words)
+        if self.steps >= _MEASURED and not self.announced and self.bar.left is not None:
+            self.announced = True
+            if self.bar.left > LONG:
                 warn(
-                    f"training takes about {rest / 3600:.1f} hours more on this machine; Ctrl-C stops it at any time, "
-                    "and the same command continues from there"
+                    f"the run takes about {self.bar.left / 3600:.1f} hours more on this machine; Ctrl-C stops it at "
+                    "any time, and the same command continues from there"
                 )
+
+    def _show(self, run: Run, *words: str) -> None:
+        self.bar.show("training", *run.work(), f"{run.state.seen:,} of {run.length:,} images", *words)
 
 
 def _report(run: Run, summary: Summary) -> None:

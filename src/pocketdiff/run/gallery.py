@@ -43,6 +43,17 @@ class Gallery:
         self.classes = list(range(self.columns)) * ROWS
         self.labels = self.classes if model.conditional else [model.null] * len(self.classes)
         self.zoom = pictures.zoom(self.columns, model.info.width)
+        self.done = 0.0  # Network passes over one image, for all pictures so far.
+        n = len(self.labels)
+        self._grid_passes = n * sum(view.still.nfe() for view in self.views)
+        self._gif_passes = n * sum(view.slow.nfe() for view in self.views if view.slow is not None)
+        self._shared_passes = n * sum(view.still.nfe() for view in self.views if view.slow is view.still)
+
+    def passes(self, seen: int) -> int:
+        """Network passes over one image for all pictures that are due until so many images are seen."""
+        end, parts = min(seen, self.ends[-1] - 1) // len(self.real), sum(part <= seen for part in self.ends)
+        grids, gifs = (-(-end // every) + parts for every in (self.pictures_every, self.gifs_every))
+        return grids * self._grid_passes + gifs * self._gif_passes - min(grids, gifs) * self._shared_passes
 
     def due(self, before: int, after: int) -> Due | None:
         """The pictures to draw after a step, given the images seen before and after it."""
@@ -91,6 +102,7 @@ class Gallery:
 
     def _frames(self, model: ImageModel, what: str, progress: Progress) -> Iterator[tuple[Frame, int]]:
         """The denoising, or the images alone if there is none; each state with the number of steps."""
+        before, passes = self.done, len(self.labels) * model.nfe()
         if model.sampling is None:
             progress(what, 0, 1)
             yield Frame(0, 0.0, model(self.labels)), 1
@@ -98,5 +110,6 @@ class Gallery:
         steps = None
         for frame in model.frames(self.labels):
             steps = frame.steps_left if steps is None else steps
+            self.done = before + passes * (steps - frame.steps_left) / steps
             progress(what, steps - frame.steps_left, steps)
             yield frame, steps

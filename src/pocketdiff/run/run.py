@@ -36,6 +36,8 @@ from pocketdiff.run.log import MetricsLog
 from pocketdiff.run.scoring import Scoring, check_scoring
 from pocketdiff.tensors import read_tensors
 
+TRAINING_PASSES = 3
+"""A training step on an image takes about as long as three network passes over it: one forward, one backward."""
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +65,7 @@ class Run:
         device: Where to train.
         resume: ``auto``, to continue an unfinished run; ``never``, to refuse its folder; or the path of a checkpoint.
         cache: Where classifiers of other data than MNIST are kept, for scores during training; None: nowhere.
-        progress: Called while pictures are drawn and scores are made. It may raise: the loop then ends safely.
+        progress: Called during all work but training steps. It may raise: the loop then ends safely.
 
     Raises:
         RunError: If the folder holds another run or other files, cannot be made, or another loop trains in it; or if a
@@ -98,6 +100,7 @@ class Run:
         self.written: list[Path] = []  # The files that the end of the run wrote.
         self._log = MetricsLog(self.folder, self.config.log_every, self.run_config.ends)
         self._gallery = Gallery(self.folder, self.model, data.train)
+        self._parts: list[Gallery | Scoring] = [self._gallery]  # What the run does beside training.
         self._pictures: list[Path] = []
         self._began, self._seconds_before, self._in_step = time.perf_counter(), 0.0, False
         with self._locked():
@@ -118,6 +121,12 @@ class Run:
         """What the finished run took; None if it is not finished."""
         return self._summary_at(self.length)
 
+    def work(self) -> tuple[float, float]:
+        """The work so far and that of the whole run, with pictures and scores, in network passes over one image."""
+        done, total = TRAINING_PASSES * self.state.seen, TRAINING_PASSES * self.length
+        others, other_total = zip(*((part.done, part.passes(self.length)) for part in self._parts), strict=True)
+        return done + sum(others), total + sum(other_total)
+
     def __repr__(self) -> str:
         done = "finished" if self.finished else f"{self.state.seen:,} of {self.length:,} images"
         return f"Run({self.config.kind}, {str(self.folder)!r}, {done})"
@@ -134,6 +143,7 @@ class Run:
                 )  # This object was interrupted inside a step, or another process went further.
             remove_leftovers(self.folder.path)
             scoring = Scoring(self.data, self.model, self._log, self._cache, self.progress)
+            self._parts = [self._gallery, scoring]
             try:
                 yield from self._train(scoring)
             finally:
@@ -173,16 +183,22 @@ class Run:
     def _look(self, before: int, scoring: Scoring) -> None:
         """Draws and scores what is due now, after a step that began with ``before`` images seen."""
         after = self.state.seen
+        for part in self._parts:
+            part.done = part.passes(before)
         if due := self._gallery.due(before, after):
             self._pictures = self._gallery.draw(due, self.progress)
         if scoring.due(before, after):
             scoring.score(self.state.step, after, self.progress)
+        for part in self._parts:
+            part.done = part.passes(after)
 
     def _finish(self, scoring: Scoring) -> None:
         """Writes the model file, and then the summary, which marks the run as finished."""
+        self.progress("saving the model", 0, 1)
         self.model.save(self.folder.model)
         self.written = [*self._pictures, *scoring.plot(self.folder), self._log.path]
         weights = list(self.state.net.parameters())
+        self.progress("measuring the machine's speed", 0, 1)
         summary = Summary(
             steps=self.state.step,
             images_seen=self.state.seen,

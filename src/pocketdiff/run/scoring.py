@@ -30,6 +30,8 @@ class Scoring:
         self.model, self.log = model, log
         self.every, self.n = model.config.evaluate_every, model.config.evaluate_images
         self.ends = model.config.ends(len(data.train))
+        self.done = 0.0  # Network passes over one image, for all scores so far.
+        self._passes = self.n * model.nfe()
         if self.every is None:
             return
         classifiers = find_or_train_classifiers(data, cache, progress)
@@ -41,13 +43,25 @@ class Scoring:
         """Whether to score after a step, given the images seen before and after it."""
         return self.every is not None and (before // self.every < after // self.every or after in self.ends)
 
+    def passes(self, seen: int) -> int:
+        """Network passes over one image for all scores that are due until so many images are seen."""
+        if self.every is None:
+            return 0
+        return (min(seen, self.ends[-1] - 1) // self.every + sum(end <= seen for end in self.ends)) * self._passes
+
     def score(self, step: int, seen: int, progress: Progress) -> None:
         """Draws images, scores them and logs the score."""
         if any(line["step"] == step for line in self.log.scores()):
             return
+        before, report = self.done, partial(prefixed, progress, "scoring: ")
+
+        def drawn(what: str, done: int, total: int) -> None:
+            self.done = before + self._passes * done / total
+            report(what, done, total)
+
         try:
-            sample = draw(self.model, self.reference, self.n, 0, partial(prefixed, progress, "scoring: "))
-            figures: dict[str, float | str] = {**_values(score(sample, self.reference))}
+            sample = draw(self.model, self.reference, self.n, 0, drawn)
+            figures: dict[str, float | str] = {**_values(score(sample, self.reference, progress=report))}
         except (EvaluationError, SamplingError) as error:  # A model early in its training may draw blank images.
             _log.warning("no score at %s images: %s", f"{seen:,}", error)
             figures = {"fault": str(error)}
