@@ -20,10 +20,13 @@ from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
 from pocketdiff.cli import console, run, train as module
+from pocketdiff.data import load_data
 from pocketdiff.folder import RunFolder
 from pocketdiff.methods import PRESETS
-from pocketdiff.methods.loop import StepReport
+from pocketdiff.methods.loop import StepReport, TrainState
 from pocketdiff.model import DiffusionModel
+from pocketdiff.nets.unet import UNetConfig
+from pocketdiff.run import Run
 from pocketdiff.run.gallery import Gallery
 from pocketdiff.run.log import MetricsLog
 from pocketdiff.tensors import read_tensors
@@ -108,78 +111,155 @@ class Shown(console.Bar):
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, *call) -> None:
+    def show(self, *call) -> None:
+        super().show(*call)
         self.calls.append(call)
 
 
-def screen(length: int) -> tuple[module._Screen, list[tuple[Any, ...]]]:
-    shown = Shown()
-    made = module._Screen(shown, console.Stop())
-    made.length = length
-    return made, shown.calls
+class Working(Run):
+    """Stands in for a run of 100 images, 30 of the 330 passes being for pictures."""
+
+    def __init__(self) -> None:  # What a real one needs is missing.
+        self.state, self.length = TrainState({}, []), 100
+        self.training_seconds, self.drawn = 0.0, 0
+
+    def work(self) -> tuple[float, float]:
+        return 3.0 * self.state.seen + self.drawn, 330.0
 
 
-def report(step: int, images: int, **losses: float) -> StepReport:
-    return StepReport(step, step * images, 0, {name: torch.tensor(loss) for name, loss in losses.items()}, 1.0)
+def screen() -> tuple[module._Screen, Any]:
+    return module._Screen(Shown(), console.Stop()), Working()
+
+
+def step(made: module._Screen, run: Any, images: int, seconds: float, **losses: float) -> None:
+    """A step of training."""
+    run.state.step, run.state.seen = run.state.step + 1, run.state.seen + images
+    run.training_seconds += seconds
+    named = {name: torch.tensor(loss) for name, loss in losses.items()}
+    made.step(StepReport(run.state.step, run.state.seen, 0, named, 1.0), run)
 
 
 def test_losses_and_speed_are_shown_as_moving_averages() -> None:
-    made, calls = screen(100)
-    for step, loss in enumerate((1.0, 0.5, 0.25), 1):
-        made.step(report(step, 10, loss=loss, other_loss=2.0), spent=5.0 + 2 * step)
+    made, run = screen()
+    for loss in (1.0, 0.5, 0.25):
+        step(made, run, 10, 2.0, loss=loss, other_loss=2.0)
     average = 0.95 * (0.95 * 1.0 + 0.05 * 0.5) + 0.05 * 0.25
-    assert calls[0] == ("training", 10, 100, "loss 1.0000, other loss 2.0000")
-    assert calls[2] == ("training", 30, 100, f"loss {average:.4f}, other loss 2.0000, 5 img/s")
+    first, _, third = made.bar.calls  # type: ignore[attr-defined]
+    assert first == ("training", 30, 330, "10 of 100 images", "loss 1.0000", "other loss 2.0000")
+    assert third == ("training", 90, 330, "30 of 100 images", f"loss {average:.4f}", "other loss 2.0000", "5 img/s")
 
 
 def test_the_log_has_the_mean_of_each_interval(tmp_path) -> None:
     log = MetricsLog(RunFolder(tmp_path), every=30, ends=(40,))
     for step, loss in enumerate((1.0, 0.5, 0.25, 8.0), 1):
-        log.add(report(step, 10, loss=loss), 10 * step - 10, float(step))
+        report = StepReport(step, step * 10, 0, {"loss": torch.tensor(loss)}, 1.0)
+        log.add(report, 10 * step - 10, float(step))
     first, second = lines(tmp_path)
     assert first["loss"] == pytest.approx(1.75 / 3)
     assert (second["loss"], second["images_per_second"]) == (8.0, 10.0)
 
 
-def test_other_work_is_a_note_behind_the_training_bar_and_a_bar_of_its_own_before_it() -> None:
-    made, calls = screen(0)
+def test_other_work_is_named_behind_the_training_bar_and_has_a_bar_of_its_own_before_it() -> None:
+    made, run = screen()
     made("features", 5, 1000)
-    made.length = 100
-    made.step(report(1, 10, loss=1.0), spent=1.0)
+    step(made, run, 10, 1.0, loss=1.0)
+    run.drawn = 3
     made("drawing epoch 0", 3, 1000)
-    assert calls[0] == ("features", 5, 1000)
-    assert calls[2] == ("training", 10, 100, "drawing epoch 0, 3 of 1,000")
+    made("saving the model", 0, 1)
+    first, _, third, fourth = made.bar.calls  # type: ignore[attr-defined]
+    assert first == ("features", 5, 1000, "5 of 1,000")
+    assert third == ("training", 33, 330, "10 of 100 images", "drawing epoch 0, 3 of 1,000")
+    assert fourth == ("training", 33, 330, "10 of 100 images", "saving the model")
 
 
-def test_a_long_run_is_announced_once_after_twenty_steps(capsys) -> None:
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time that a bar reads, in its one element."""
+    now = [0.0]
+    monkeypatch.setattr("pocketdiff.cli.console.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_long_run_is_announced_once_with_the_time_of_its_pictures(capsys, clock) -> None:
     console.show_messages()
-    made, _ = screen(10_000)
-    for step in range(1, 20):
-        made.step(report(step, 10, loss=1.0), spent=10.0 * step)
-    assert capsys.readouterr().err == ""
-    for step in range(20, 40):
-        made.step(report(step, 10, loss=1.0), spent=10.0 * step)
-    assert capsys.readouterr().err == (
-        "pocketdiff: training takes about 2.7 hours more on this machine; Ctrl-C stops it at any time, and the same "
-        "command continues from there\n"
+    for seconds, announced in ((50.0, True), (10.0, False)):
+        made, run = screen()
+        for number in range(1, 41):
+            clock[0] += seconds
+            step(made, run, 1, seconds, loss=1.0)
+            said = "pocketdiff: " in capsys.readouterr().err
+            assert said == (announced and number == 20), "after 20 steps: 270 of 330 passes are left"
+    made, run = screen()
+    for _ in range(20):
+        clock[0] += 50.0
+        step(made, run, 1, 50.0, loss=1.0)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        "pocketdiff: the run takes about 1.2 hours more on this machine; Ctrl-C stops it at any time, and the same "
+        "command continues from there"
     )
-    made, _ = screen(3_000)
-    for step in range(1, 40):
-        made.step(report(step, 10, loss=1.0), spent=10.0 * step)
-    assert capsys.readouterr().err == "", "less than an hour is left"
 
 
-def test_progress_without_a_terminal_shows_the_time_left_while_there_is_any(capsys, monkeypatch) -> None:
-    clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("pocketdiff.cli.console.time.perf_counter", lambda: next(clock))
+def test_progress_without_a_terminal_shows_the_time_left_while_there_is_any(capsys, clock) -> None:
     bar = console.Bar()
     for done in (20, 60, 100):
-        bar("training", done, 100, "drawing")
-    bar("scoring", 0, 5)
-    first, second, third, fourth = capsys.readouterr().err.splitlines()
-    assert (first, third) == ("training 20 of 100, drawing", "training 100 of 100, drawing")
-    assert re.fullmatch(r"training 60 of 100, drawing, 0:00:\d\d left", second)
-    assert fourth == "scoring 0 of 5"
+        clock[0] += 10
+        bar.show("training", done, 100, f"{done} images", "drawing")
+    clock[0] += 1
+    bar("scoring", 1, 5)  # less than five seconds later
+    clock[0] += 10
+    bar("scoring", 4, 5)
+    clock[0] += 10
+    bar("saving", 0, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "training 20%, 20 images, drawing",
+        "training 60%, 60 images, 0:00:10 left, drawing",
+        "training 100 images, drawing",
+        "scoring 80%, 4 of 5, 0:00:03 left",
+        "saving",
+    ]
+
+
+def test_the_time_left_is_an_average_and_never_zero_while_work_is_left(clock) -> None:
+    bar = console.Bar()
+    bar("drawing", 0, 1000)
+    left = []
+    for done in range(1, 1000):
+        clock[0] += 0.01 if done % 10 else 0.11  # Every tenth takes longer.
+        bar("drawing", done, 1000)
+        left.append(bar.left)
+    assert left[:48] == [None] * 48, "not before a second"
+    expected = [0.02 * (1000 - done) for done in range(100, 1000)]
+    assert left[99:] == pytest.approx(expected, rel=0.1)
+    assert "0:00:01 left" in bar.progress.tasks[0].fields["words"] or bar.plain
+
+
+def test_a_terminal_shows_no_percentage_and_no_time_where_all_counted_work_is_done(monkeypatch, clock) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    bar = console.Bar()
+    for done, words in ((0, "0%, 0 of 400"), (399, "99%, 399 of 400, 0:00:01 left"), (400, "400 of 400")):
+        bar("drawing", done, 400)
+        clock[0] += 100
+        (task,) = bar.progress.tasks
+        assert (task.fields["words"], task.total) == (words, None if done == 400 else 400)
+    bar("saving", 0, 1)
+    (task,) = bar.progress.tasks
+    assert (task.description, task.fields["words"], task.total) == ("saving", "", None)
+
+
+def test_the_work_of_a_run_counts_every_picture_and_score_and_reaches_its_total(data: Path, tmp_path) -> None:
+    """Network passes: 3 for a training image, and the steps of sampling, twice with guidance, for a drawn one."""
+    config = PRESETS["quick"].model_copy(update={"images": 92, "batch": 7, "net": UNetConfig(widths=(8,), embedding=8)})
+    work: list[tuple[float, float]] = []
+    training = Run(config, load_data(str(data)), tmp_path, progress=lambda *_: work.append(training.work()))
+    work.extend(training.work() for _ in training)
+    done, totals = zip(*work, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {done[-1]}, "all is done when the model is saved"
+    pictures = 40 * (3 * (10 + 20 + 20) + 2 * (30 + 60 + 60))  # three grids and two GIFs, for w = 0, 0.5 and 2
+    assert done[-1] == 3 * 92 + pictures
+    assert 0 < done[0] <= 21
 
 
 # Folders
@@ -434,10 +514,10 @@ def test_a_signal_while_drawing_leaves_at_once_and_the_next_session_draws_first(
 def test_a_signal_while_training_finishes_the_step_and_saves_it(data: Path, tmp_path, monkeypatch, capsys) -> None:
     step = module._Screen.step
 
-    def interrupted(self, report: StepReport, spent: float) -> None:
+    def interrupted(self, report: StepReport, run: Run) -> None:
         if report.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        step(self, report, spent)
+        step(self, report, run)
 
     monkeypatch.setattr(module._Screen, "step", interrupted)
     out = tmp_path / "run"
@@ -452,11 +532,15 @@ def test_a_signal_while_training_finishes_the_step_and_saves_it(data: Path, tmp_
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_a_second_signal_leaves_at_once() -> None:
+    """But not the copy that `timeout` sends with the first, nor the loss of the terminal."""
     code = (
         "import os, signal, sys, time\n"
         "from pocketdiff.cli.console import Stop\n"
         "with Stop() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.2)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
         "    print(stop.requested, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"

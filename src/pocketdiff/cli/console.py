@@ -114,14 +114,14 @@ class Bar:
     """Progress on standard error: a bar on a terminal, otherwise a plain line every few seconds.
 
     It is a `pocketdiff.progress.Progress`: call it with the name of the work, the amount done, and the total. A new
-    name starts a new bar. Where all of the amount is done, other work follows: the bar then pulses, without a percentage
-    and a time. At the end it is erased.
+    name starts a new bar. Where all of the amount is done, other work follows: the bar then pulses, and shows no
+    percentage and no time. At the end it is erased.
     """
 
     def __init__(self) -> None:
         # Results that go into a pipe must not go through the bar on the terminal.
         self.progress = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(20),
             progress.TextColumn("{task.fields[words]}", markup=False),
             console=console.Console(stderr=True), redirect_stdout=sys.stdout.isatty(), transient=True,
         )  # fmt: skip
@@ -145,13 +145,13 @@ class Bar:
         """Moves the bar of this work."""
         self.show(what, done, total, amount(done, total))
 
-    def show(self, what: str, done: float, total: float, *words: str) -> None:
+    def show(self, what: str, done: int | float, total: int | float, *words: str) -> None:
         """Moves the bar of this work to ``done / total``; the words stand behind it."""
         now = time.perf_counter()
         if what != self.what:
             if self.what:
                 self.progress.remove_task(self.task)
-            self.what, self.first, self.began = what, done, now
+            self.what, self.first, self.began = what, float(done), now
             self.task = self.progress.add_task(visible(what), words="")
         self.left, share, left = None, "", ""
         counted = done < total and total > 1
@@ -166,7 +166,7 @@ class Bar:
             self.progress.tasks[0].total = total if counted else None  # None: the bar pulses.
         elif now - self.last_line >= _PLAIN_SECONDS:
             self.last_line = now
-            print(visible(what), text, file=sys.stderr, flush=True)
+            print(f"{visible(what)} {text}".rstrip(), file=sys.stderr, flush=True)
 
 
 def amount(done: int, total: int) -> str:

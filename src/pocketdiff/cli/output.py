@@ -51,7 +51,7 @@ def protect() -> Output:
         except OSError:  # Closed. A file that is opened later must not get its number, and the output of others.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
-        stream: Any = getattr(sys, name) or Path(os.devnull).open("w")
+        stream: Any = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Output(stream))
     return sys.stdout  # type: ignore[return-value]

@@ -36,7 +36,7 @@ from pocketdiff.run.log import MetricsLog
 from pocketdiff.run.scoring import Scoring, check_scoring
 from pocketdiff.tensors import read_tensors
 
-TRAINING_PASSES = 3
+TRAINING_PASSES = 3.0
 """A training step on an image takes about as long as three network passes over it: one forward, one backward."""
 _log = logging.getLogger(__name__)
 
