@@ -1,6 +1,6 @@
 __version__: str
 
-from .checkpoint import load as load, with_sampling as with_sampling
+from .checkpoint import keep_sampling as keep_sampling, load as load, with_sampling as with_sampling
 from .config import SamplingConfig as SamplingConfig
 from .data import (
     AUGMENTATIONS as AUGMENTATIONS,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pocketdiff.config import MethodConfig, SamplingConfig
 from pocketdiff.data import DataInfo
-from pocketdiff.errors import CheckpointError
+from pocketdiff.errors import CheckpointError, RequestError
 from pocketdiff.folder import RunFolder
 from pocketdiff.frozen import Frozen
 from pocketdiff.methods import METHODS
@@ -234,6 +234,28 @@ def with_sampling(model: ImageModel, sampling: SamplingConfig) -> ImageModel:
         CheckpointError: If the guide cannot be loaded.
     """
     return model.with_sampling(sampling, None if sampling.guide is None else load(sampling.guide, model.device))
+
+
+def keep_sampling(path: Path | str, sampling: SamplingConfig) -> ImageModel:
+    """Makes sampling settings the defaults of a model file, or of a finished run's; returns the changed model.
+
+    The file is replaced as a whole, with the same weights. A run's ``config.json`` stays as it is.
+
+    Raises:
+        RequestError: If the model has no sampling settings, the settings do not fit, or they name a guide: a model
+            file must be complete on its own.
+        CheckpointError: As `load`.
+        OSError: If the file cannot be written.
+    """
+    model = load(path)
+    if model.sampling is None:
+        raise RequestError(f"{path}: draws in one step and has no sampling settings")
+    try:
+        model.config = model.config.model_validate({**dict(model.config), "sampling": sampling})
+    except ValidationError as error:
+        raise RequestError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    model.save(RunFolder(path).model if Path(path).is_dir() else path)
+    return model.with_sampling(sampling)
 
 
 def _new_model(config: RunConfig) -> ImageModel:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pocketdiff.data import AUGMENTATIONS, Side
 from pocketdiff.denoiser import PARAMETERIZATIONS
-from pocketdiff.frozen import Filled, Frozen
+from pocketdiff.frozen import Alias, Filled, Frozen, Metavar
 from pocketdiff.nets import NETS, NetConfig
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.optim import learning_rate
@@ -25,6 +25,7 @@ from pocketdiff.schedule import MAX_LEVELS, SCHEDULES, Karras, LogNormal, Schedu
 Level = Annotated[float, Field(ge=0)]
 AnyNet = Annotated[NetConfig, OneOf(NETS)]
 AnySchedule = Annotated[Schedule, OneOf(SCHEDULES)]
+RunOrFile = Annotated[str, Metavar("RUN_OR_FILE")]
 
 MAX_PASSES = 200
 """The most passes over a small data set in a run whose length is the preset's."""
@@ -43,18 +44,22 @@ class SamplingConfig(Frozen):
     """The rule for each step."""
     steps: int | None = Field(8, ge=1, le=MAX_LEVELS)
     """Number of steps, one denoiser call each (heun: two); none: one step for each level of the schedule."""
-    scale: float = Field(1.4, ge=0, allow_inf_nan=False)
-    """Guidance scale; 1 = off. DDPM-MNIST's strength w is scale - 1."""
+    scale: Annotated[float, Alias("w", 1.0, "Guidance strength, instead of the scale: w = scale - 1; 0 = off")] = Field(
+        1.4, ge=0, allow_inf_nan=False
+    )
+    """Guidance scale; 1 = off."""
     schedule: AnySchedule | None = Karras(sigma_min=0.05)
     """Spreads the noise levels of the steps; none: the model's training schedule."""
     interval: Annotated[
-        tuple[Level, Level] | None, BeforeValidator(lambda text: text.split(":") if isinstance(text, str) else text)
-    ] = None
-    """Guidance only between two noise levels, LOW:HIGH; outside, a step costs one evaluation; none: at every level."""
-    guide: str | None = None
+        tuple[Level, Level] | None, BeforeValidator(lambda text: text.split(":") if isinstance(text, str) else text),
+        Metavar("LOW:HIGH"),
+    ] = None  # fmt: skip
+    """Guidance only between two noise levels; outside, a step costs one evaluation; none: at every level."""
+    guide: RunOrFile | None = None
     """Autoguidance: the run or model file of a weaker model, in place of the prediction without label; none: off."""
     options: dict[str, Annotated[float | str, Field(union_mode="left_to_right")]] = Field({})
     """Options of the sampler, such as eta=0.5 for ancestral."""
+    common: ClassVar = ("sampler", "steps", "scale")
 
     @model_validator(mode="after")
     def _valid(self) -> "SamplingConfig":
@@ -91,7 +96,7 @@ class MethodConfig(Frozen):
 
     kind: str
     """The training method: a key of ``METHODS``."""
-    data: str = "mnist"
+    data: Annotated[str, Metavar("SOURCE")] = "mnist"
     """Data set: mnist, or the path of a folder of IDX files, a folder of image folders, or an .npz file."""
     size: Annotated[tuple[Side, Side], BeforeValidator(_square)] | None = None
     """Height and width for every image, or one number for both (default: chosen from the images' own sizes)."""
@@ -119,6 +124,16 @@ class MethodConfig(Frozen):
     """Images between two scores of the model; none: no scores. A score takes as long as drawing evaluate_images."""
     evaluate_images: int = Field(2_000, ge=1)
     """Images in a score of the model."""
+    common: ClassVar[tuple[str, ...]] = (
+        "data",
+        "size",
+        "augment",
+        "seed",
+        "images",
+        "epochs",
+        "batch",
+        "evaluate_every",
+    )
     either: ClassVar = ("images", "epochs")
 
     @model_validator(mode="before")

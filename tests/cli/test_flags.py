@@ -1,5 +1,6 @@
 """Flags from configs and from options."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,9 +56,11 @@ def flags(*words: str, config: MethodConfig = PRESETS["quick"]) -> Any:
     return apply(config, parse("test", words, Nothing, config, "config: the defaults are the test's")[1])
 
 
-def help_of(capsys, options: type[Frozen], config: MethodConfig | SamplingConfig | None = None) -> str:
+def help_of(
+    capsys, options: type[Frozen], config: MethodConfig | SamplingConfig | None = None, flag: str = "--help-all"
+) -> str:
     with pytest.raises(SystemExit):
-        parse("test", ["--help"], options, config, "config: the defaults are the test's")
+        parse("test", [flag], options, config, "config: the defaults are the test's")
     return str(capsys.readouterr().out)
 
 
@@ -206,6 +209,62 @@ def test_a_new_kind_begins_with_its_own_defaults() -> None:
     assert flags(*words, config=config).schedule == LogNormal(mean=2, std=0.5)
 
 
+COMMON = ["data", "size", "augment", "images", "epochs", "batch", "seed", "evaluate-every"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "more", "default"),
+    [
+        ("quick", "widths sampler steps scale w", "--batch INT Images in an optimizer step (default: 32)"),
+        ("ddpm", "n-feat sampler steps scale w", "--epochs INT Length of the run in epochs, instead of"),
+        ("consistency", "teacher widths sampler steps scale w", "--teacher RUN_OR_FILE The teacher"),
+        ("gan", "generator discriminator", "--generator INT [INT ...] Widths"),
+        ("gan-conditional", "widths", "--widths INT [INT ...] Channels"),
+    ],
+)
+def test_help_shows_the_common_flags_and_help_all_every_flag(preset: str, more: str, default: str, capsys) -> None:
+    brief, whole = (help_of(capsys, Base, PRESETS[preset], flag) for flag in ("--help", "--help-all"))
+    shown, every = (re.findall(r"^  (?:--[\w.-]+, )*--([\w.-]+)", text, re.MULTILINE) for text in (brief, whole))
+    assert sorted(shown) == sorted(["n", *COMMON, *more.split()])
+    assert brief.endswith(f"\npocketdiff test --help-all lists all {len(every)} flags\n")
+    assert len(every) > 1.7 * len(shown)
+    assert default in " ".join(brief.split())
+    assert "[unet" not in brief, "the preset has one kind of network"
+    assert help_of(capsys, Options, None, "--help") == help_of(capsys, Options, None), "without a config there is one"
+
+
+def test_a_second_flag_gives_the_same_value_in_another_unit(capsys) -> None:
+    assert flags("--w", "0.5") == flags("--scale", "1.5") == flags("--sampling.w=0.5")
+    text = " ".join(help_of(capsys, Nothing, PRESETS["quick"]).split())
+    assert (
+        "--w, --sampling.w FLOAT Guidance strength, instead of the scale: w = scale - 1; 0 = off (default: 1.4)" in text
+    )
+    sampling = SamplingConfig()
+    given = parse("test", ["--w", "-0.5"], Nothing, sampling, "sampling: x")[1]
+    assert apply(sampling, given).scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("word", "preset", "meant"),
+    [
+        ("--lr", "quick", "--adam-lr or --muon-lr"),
+        ("--lr", "gan", "--generator-lr or --discriminator-lr"),
+        ("--batch_size=4", "quick", "--batch"),
+        ("--CFG", "quick", "--scale"),
+        ("--resolution", "gan", "--size"),
+        ("-o", "gan", "--out"),
+        ("--num", "gan", "--images or --n"),
+        ("--ddim-steps", "gan", None),
+        ("--sacle", "quick", "--scale"),
+    ],
+)
+def test_an_unknown_flag_suggests_those_that_exist_and_mean_the_same(word: str, preset: str, meant: str | None) -> None:
+    with pytest.raises(UsageError) as fault:
+        parse("test", ["x", word], Options, PRESETS[preset], "config: x")
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert str(fault.value) == f"there is no {word!r}{hint}; pocketdiff test --help-all lists the flags"
+
+
 def test_names_and_kinds_registered_later_are_flags(capsys, monkeypatch) -> None:
     class Flat(UNetConfig):
         kind: Literal["flat"] = "flat"  # type: ignore[assignment]
@@ -259,6 +318,9 @@ def test_what_a_run_fills_in_has_no_flag(preset: str, name: str) -> None:
     ("words", "message"),
     [
         ("--imges 5", "there is no '--imges'; did you mean --images?"),
+        ("--w x", "--w x: input should be a valid number"),
+        ("--w -2", "--w -2 (scale -1): input should be greater than or equal to 0"),
+        ("--w 1 --scale 2", "argument --scale/--sampling.scale: not allowed with argument --w/--sampling.w; "),
         ("--images 5 --epochs 5", "give the length of the run either in images or in epochs"),
         ("--images none", "--images none: give the length of the run either in images or in epochs"),
         ("--images -1", "--images -1: input should be greater than or equal to 1"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pocketdiff
-from pocketdiff.cli import VERBS, import_plugin, run
+from pocketdiff.cli import SYNONYMS, VERBS, flags as flags_module, import_plugin, run
 from pocketdiff.errors import PluginError
 from pocketdiff.methods import PRESETS
 from pocketdiff.methods.diffusion import DiffusionConfig
@@ -38,6 +38,8 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("set()\n")
     assert all(f"  {verb} " in done.stdout for verb in VERBS)
+    assert len(done.stdout.splitlines()) <= 25, "one screen"
+    assert max(map(len, done.stdout.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -47,15 +49,17 @@ def test_every_verb_has_help_with_examples(verb: str, capsys) -> None:
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert any(example.startswith(f"pocketdiff {verb} ") for example in examples(text))
-    flags = set(re.findall(r"(?<![\w-])--[\w.-]+", text))
     used = {flag for example in examples(text) for flag in re.findall(r" (--[\w.-]+)", example)}
+    with pytest.raises(SystemExit):
+        run([verb, "--help-all"])
+    flags = set(re.findall(r"(?<![\w-])--[\w.-]+", capsys.readouterr().out))
     own = {flag for flag in used if not any(f"pocketdiff {other}" in text for other in VERBS if other != verb)}
     assert own <= flags, "an example has a flag that does not exist"
 
 
 def test_train_help_has_a_flag_for_every_field_with_its_description(capsys) -> None:
     with pytest.raises(SystemExit):
-        run(["train", "--help"])
+        run(["train", "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     for name, field in DiffusionConfig.model_fields.items():
         assert (f"--{name.replace('_', '-')}" in text) == (name != "kind"), "the preset decides about the method"
@@ -63,6 +67,21 @@ def test_train_help_has_a_flag_for_every_field_with_its_description(capsys) -> N
             assert " ".join(str(field.description).removesuffix(".").split()) in text
     assert "[karras] Larger: shorter steps" in text
     assert f"--preset {{{','.join(PRESETS)}}}" in text
+
+
+def test_every_flag_with_other_names_exists(capsys) -> None:
+    for words in ("train", "train --preset gan", "train --preset ddpm", "sample", "evaluate"):
+        with pytest.raises(SystemExit):
+            run([*words.split(), "--help-all"])
+    flags = re.findall(r"(?<![\w-])--([\w.-]+)", capsys.readouterr().out)
+    assert {name for several in flags_module.SYNONYMS for name in several.split()} <= set(flags)
+
+
+def test_words_for_verbs_are_no_verbs_and_mean_one() -> None:
+    assert SYNONYMS.keys() <= VERBS.keys()
+    words = [word for several in SYNONYMS.values() for word in several.split()]
+    assert not set(words) & VERBS.keys()
+    assert len(set(words)) == len(words)
 
 
 def test_version(capsys) -> None:
@@ -157,7 +176,9 @@ def test_a_plug_in_needs_a_name_and_hides_no_other_module(tmp_path, capsys) -> N
     ("words", "message"),
     [
         ("fly", "there is no verb 'fly'; the verbs are train, sample"),
-        ("train --imges 5", "there is no '--imges'; did you mean --images?; pocketdiff train --help lists the flags"),
+        ("train --imges 5", "there is no '--imges'; did you mean --images?; pocketdiff train --help-all lists"),
+        ("generate", "there is no verb 'generate'; did you mean sample?"),
+        ("trian", "there is no verb 'trian'; did you mean train?"),
         ("train --preset huge", "--preset huge: there is no such preset; there are quick, laptop"),
         ("train --images 5 --epochs 5", "either in images or in epochs"),
         ("train --preset ddpm --n-feat 12", "--net.n-feat 12: input should be a multiple of 8"),

@@ -16,9 +16,21 @@ VERBS = {
     "compare": ("compare models: scores, costs, pictures", "pocketdiff.cli.compare"),
     "train-classifiers": ("train the two classifiers that the scores of a data set need", "pocketdiff.cli.classifiers"),
     "info": ("show what a run or a model file contains", "pocketdiff.cli.info"),
+    "set": ("keep other sampling settings in a model file", "pocketdiff.cli.set"),
     "import-ddpm": ("convert a model of the original DDPM-MNIST script", "pocketdiff.cli.import_ddpm"),
 }
 """For each verb its summary, and the module whose ``main(arguments)`` returns the exit status."""
+
+SYNONYMS = {
+    "train": "fit learn run resume finetune fine-tune",
+    "sample": "generate gen draw create synthesize",
+    "evaluate": "test eval score fid metrics validate",
+    "compare": "diff versus vs",
+    "info": "show inspect describe print cat",
+    "set": "configure config update edit",
+    "import-ddpm": "import convert",
+}
+"""Verbs by the names that other programs give them."""
 
 HELP = """pocketdiff: class-conditional diffusion for small images
 
@@ -29,7 +41,7 @@ usage: pocketdiff VERB ... [--plugin MODULE] [--debug]
   pocketdiff train                                trains on MNIST for five minutes, into runs/laptop
   pocketdiff sample runs/laptop --labels 3,1,4    draws these digits, into samples.png
   pocketdiff evaluate runs/laptop                 scores the model
-  pocketdiff train --help                         lists every flag
+  pocketdiff train --help                         explains the common flags; --help-all lists every flag
 
 --plugin imports a Python module or a .py file first, such as your own network or sampler. It can be repeated.
 --debug shows the traceback of an error. --version prints the version.
@@ -86,7 +98,11 @@ def _run(arguments: list[str]) -> int:
         print(__version__)
         return 0
     if rest[0] not in VERBS:
-        return _fail(f"there is no verb {rest[0]!r}; the verbs are {', '.join(VERBS)}", 2)
+        from pocketdiff.cli.flags import similar
+
+        near = " or ".join(similar(rest[0], list(VERBS), SYNONYMS))
+        hint = f"did you mean {near}?" if near else f"the verbs are {', '.join(VERBS)}"
+        return _fail(f"there is no verb {rest[0]!r}; {hint}", 2)
     from pocketdiff.cli.console import show_messages
 
     show_messages()

@@ -8,14 +8,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pocketdiff.checkpoint import load
-from pocketdiff.cli.console import Bar, cache_folder, check_free, finish, pick_device
+from pocketdiff.checkpoint import keep_sampling, load
+from pocketdiff.cli.console import Bar, cache_folder, check_free, finish, pick_device, say
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.cli.sample import DEFAULTS, sampled
 from pocketdiff.config import MethodConfig, SamplingConfig
 from pocketdiff.data import Dataset, Side, load_data, load_images
 from pocketdiff.evaluation import Evaluation, Sample, Sweep, evaluate, sweep
 from pocketdiff.evaluation.classifiers import MIN_IMAGES
+from pocketdiff.evaluation.records import TrialRecord
 from pocketdiff.evaluation.sample import own_data
 from pocketdiff.folder import RunFolder
 from pocketdiff.frozen import Frozen
@@ -58,6 +59,8 @@ class SweepOptions(Frozen):
     """Guidance intervals, such as none,0.3:3."""
     guides: Annotated[str | None, Metavar("LIST")] = None
     """Weaker models for autoguidance, such as none,runs/early."""
+    keep_best: bool = False
+    """Keep the best settings in the model file, as the verb set does."""
 
 
 class EvaluateOptions(ScoreOptions, SweepOptions):
@@ -72,6 +75,7 @@ class EvaluateOptions(ScoreOptions, SweepOptions):
       pocketdiff evaluate runs/laptop --augment                    do the images help to train a classifier?
       pocketdiff evaluate pets --data photos --size 32             against your own data set
       pocketdiff evaluate runs/laptop --n 2000 --scales 1,1.25,1.5,2 --steps 4,6,10,20 --out sweep
+      pocketdiff evaluate runs/laptop --n 2000 --scales 1.2,1.4,1.6 --keep-best
       pocketdiff evaluate runs/laptop --intervals none,0.3:3 --guides none,runs/quick
     """
 
@@ -105,7 +109,19 @@ def main(arguments: list[str]) -> int:
     result = _scored(options, given)
     text = json.dumps(result.json(), indent=2, allow_nan=False) + "\n"
     files = {path: text if flag == "--json" else result.page() for flag, path in outputs.items()}
-    return finish(files, result.table())
+    status = finish(files, result.table())
+    if options.keep_best and isinstance(result, Sweep):
+        _keep(result.best(), options.target)
+    return status
+
+
+def _keep(best: TrialRecord | None, target: Path) -> None:
+    """Keeps the sampling settings of the best trial of a sweep in the model file."""
+    if best is None:
+        say(f"no trial is accurate enough to be the best, so {target} was not changed")
+    else:
+        keep_sampling(target, SamplingConfig(**best.drawing.sampling.model_dump(exclude={"nfe"})))
+        say(f"{target} now draws by {best.drawing.how}")
 
 
 def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
@@ -113,6 +129,7 @@ def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
     path, name, settings = options.target, str(options.target), [*lists, *given]
     target: ImageModel | Sample
     models: Sequence[ImageModel] = []
+    settings += ["keep-best"] * options.keep_best
     if path.suffix == ".npz" or (path.is_dir() and not RunFolder(path).is_run()):
         if settings:
             raise UsageError(f"needs a model, and {path} holds images", f"--{settings[0]}")
@@ -121,6 +138,10 @@ def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
     else:
         model = load(path, pick_device(options.device))
         models = sampled(model, _combinations(options, lists, given), settings, path)
+        if options.keep_best and len(models) < 2:
+            raise UsageError("needs a sweep: give several settings, such as --scales 1.2,1.4,1.6", "--keep-best")
+        if options.keep_best and any(each.sampling and each.sampling.guide for each in models):
+            raise UsageError("cannot keep a guide, because a model file must be complete on its own", "--keep-best")
         data, target = load_set(options, model), models[0]
     n, seed, cache = options.n, options.seed, cache_folder()
     with Bar() as bar:

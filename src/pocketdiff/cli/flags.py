@@ -1,5 +1,6 @@
 """Flags from models: one for each field of a config and of a verb's options, with its description, default and checks.
 
+``--help`` shows the options and the flags of the configs' common fields; ``--help-all`` shows all flags.
 A field of a nested config is ``--net.widths``, or ``--widths`` if no other field of that name is at its depth or above.
 If a field can hold several kinds of config, ``--schedule.kind karras`` chooses one. Each registered kind has flags.
 argparse is used only here: `parse` returns the options as a model, and the config's flags as a dictionary.
@@ -8,21 +9,45 @@ argparse is used only here: `parse` returns the options as a model, and the conf
 import argparse
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import permutations
 from types import NoneType
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from pocketdiff import frozen
 from pocketdiff.errors import PocketdiffError
-from pocketdiff.frozen import Filled
+from pocketdiff.frozen import Alias, Filled
 from pocketdiff.registry import Named, OneOf, marks
 
 Model = TypeVar("Model", bound=BaseModel)
 _ABSENT = object()
 """A default that does not exist, or is not shown."""
+SYNONYMS = {
+    "adam-lr muon-lr generator-lr discriminator-lr": "lr learning-rate",
+    "augment": "augmentation hflip flip",
+    "batch": "bs batch-size",
+    "data": "dataset data-dir data-path",
+    "device": "gpu cuda cpu mps",
+    "ema": "ema-decay ema-rate",
+    "epochs": "num-epochs n-epochs max-epochs",
+    "images": "iterations iters max-steps train-steps num-images n num",
+    "label-dropout": "drop-prob uncond-prob",
+    "labels": "classes class label digits",
+    "out": "o output output-dir outdir save",
+    "overwrite": "f force",
+    "per-label n": "n num count number samples num-samples num-images",
+    "precision": "fp16 bf16 amp dtype",
+    "sampler": "scheduler solver",
+    "scale": "cfg cfg-scale guidance guidance-scale",
+    "size": "image-size img-size resolution",
+    "steps": "num-steps ddim-steps num-inference-steps",
+    "warmup": "lr-warmup warmup-steps",
+    "widths n-feat": "width channels base-channels dim",
+}
+"""Flags by the names that other programs give them."""
 Given = dict[str, Any]
 """The flags of a config that were given: their values as typed, by the field's path ("net.widths")."""
 
@@ -40,33 +65,44 @@ class UsageError(PocketdiffError):
         self.reason = reason
 
 
-@dataclass(frozen=True, eq=False)
-class Metavar:
-    """Marks an option: ``Annotated[Path, Metavar("FOLDER")]`` names its value in the help, or its possible values."""
-
-    name: str | Iterable[str]
-
-    def __str__(self) -> str:
-        return self.name if isinstance(self.name, str) else _braces(list(self.name))
+Metavar = frozen.Metavar
 
 
 class Positional(Metavar):
     """Marks an option that is given without a flag."""
 
 
+class _Converted(NamedTuple):
+    """The value of a field that was given by its second flag, and that flag as typed."""
+
+    value: float | str
+    typed: str
+
+
 class _Leaf(NamedTuple):
-    """A field that holds a plain value."""
+    """A flag of a field that holds a plain value."""
 
     path: str
+    """That of the field, except in a second flag."""
     annotation: Any
     help: str
     metavar: str
     kinds: tuple[str, ...] = ()
     """The kinds of its parent that have it; empty if the parent has only one kind."""
+    common: bool = False
+    alias: Alias | None = None
+    """Makes it a second flag."""
+    field: str = ""
+    """The field's path, for a second flag."""
 
     @property
     def flag(self) -> str:
         return f"--{self.path.rstrip('_').replace('_', '-')}"
+
+    @property
+    def dest(self) -> str:
+        """The path of the field."""
+        return self.field or self.path
 
     @property
     def is_kind(self) -> bool:
@@ -78,6 +114,8 @@ class _Leaf(NamedTuple):
 
     def value(self, typed: Any) -> Any:
         """A typed value, for validation: ``none``, LOW:HIGH and KEY=VALUE resolved."""
+        if isinstance(typed, _Converted):
+            return typed.value
         if get_origin(self.annotation) is dict:
             pairs = [] if typed == ["none"] else [text.partition("=") for text in typed]
             if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
@@ -89,7 +127,18 @@ class _Leaf(NamedTuple):
 
     def typed(self, value: Any) -> str:
         """The flag with a value, as typed."""
+        if isinstance(value, _Converted):
+            return value.typed
         return f"{self.flag} {'' if value is None else _show(value)}".rstrip()
+
+    def converted(self, alias: Alias, text: str) -> _Converted:
+        """The value of a second flag; text that is no number is refused later."""
+        flag = f"--{alias.name} {text}"
+        try:
+            value = float(text) + alias.offset
+        except ValueError:
+            return _Converted(text, flag)
+        return _Converted(value, f"{flag} ({self.field.rpartition('.')[2]} {value:g})")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -97,12 +146,21 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         """``-a, --all X`` and not ``-a X, --all X``, as Python 3.13 does."""
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
-        return f"{', '.join(action.option_strings)} {self._format_args(action, str(action.metavar))}"
+        return f"{', '.join(self.names(action))} {self._format_args(action, str(action.metavar))}"
+
+    def names(self, action: argparse.Action) -> Sequence[str]:
+        """The names of a flag to show."""
+        return action.option_strings
+
+
+class _Brief(_Formatter):
+    def names(self, action: argparse.Action) -> Sequence[str]:
+        return action.option_strings[:1]
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; {self.prog} --help lists the flags")
+        raise UsageError(f"{message}; {self.prog} --help-all lists the flags")
 
 
 def parse(
@@ -122,10 +180,12 @@ def parse(
         UsageError: If a flag does not exist, or an option's value does not fit.
     """
     description, _, examples = inspect.cleandoc(options.__doc__ or "").partition("\n\nExamples:\n")
+    whole = config is None or "--help-all" in arguments
     parser = _Parser(
         f"pocketdiff {verb}", description=description, epilog=f"examples:\n{examples}\n", allow_abbrev=False,
-        formatter_class=_Formatter,
+        formatter_class=_Formatter if whole else _Brief, add_help=False,
     )  # fmt: skip
+    parser.add_argument("-h", "--help", "--help-all", action="help", help=argparse.SUPPRESS)
     leaves, named = {leaf.path: leaf for leaf in _leaves(options)}, ""
     for cls in options.__mro__:
         here = [leaves[name] for name in inspect.get_annotations(cls) if name in leaves]
@@ -140,15 +200,29 @@ def parse(
                 default = _ABSENT if field.default is None or leaf.annotation is bool else field.default
                 _add(group, leaf, [leaf.flag], leaf.path, default, "store_true")
     if config is not None:
-        _add_config(parser, config, heading, set(leaves))
+        _add_config(parser, config, heading, set(leaves), whole)
+    if not whole:
+        count = sum(bool(action.option_strings) for action in parser._actions) - 1
+        parser.epilog = f"{parser.epilog}\n{parser.prog} --help-all lists all {count} flags\n"
     parser.usage = f"{parser.prog}{named} [flags]"
     namespace, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        parser.error(f"there is no {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        names = [flag.removeprefix("--") for flag in parser._option_string_actions]
+        near = [f"--{name}" for name in similar(unknown[0].partition("=")[0], names, SYNONYMS)]
+        parser.error(f"there is no {unknown[0]!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     own = {path: value for path, value in vars(namespace).items() if path in leaves}
     given = {path.removeprefix("."): value for path, value in vars(namespace).items() if path not in leaves}
     return _validate(options, own, own, leaves), given
+
+
+def similar(word: str, names: Sequence[str], synonyms: Mapping[str, str]) -> list[str]:
+    """The names that an unknown word may mean: those whose synonym it is, or else the one with the closest spelling.
+
+    ``synonyms`` maps names to words; several of either have spaces between them.
+    """
+    word = word.lower().lstrip("-").replace("_", "-")
+    meant = [name for known, words in synonyms.items() if word in words.split() for name in known.split()]
+    return [name for name in meant if name in names] or difflib.get_close_matches(word, names, 1)
 
 
 def peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -217,8 +291,10 @@ def _nearest(location: list[str], given: Given) -> str:
     return max(exact or within, key=lambda path: (not path.endswith(".kind"), len(path)), default=".".join(location))
 
 
-def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str]) -> None:
-    """Adds a flag for every field of a config; those of nested configs form groups."""
+def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str], whole: bool) -> None:
+    """Adds a flag for every field of a config; those of nested configs form groups. The help shows all of them if it is
+    whole, and otherwise the common ones that this config has.
+    """
     leaves = [leaf for leaf in _merged(type(config)) if leaf.path not in taken]
     names = [leaf.path.rpartition(".")[2] for leaf in leaves]
     depths = [leaf.path.count(".") for leaf in leaves]
@@ -231,19 +307,29 @@ def _add_config(parser: _Parser, config: BaseModel, heading: str, taken: set[str
         if title not in groups:
             groups[title] = parser.add_argument_group(title.replace("_", "-"))
         present: Any = config
-        for part in leaf.path.split("."):
+        for part in leaf.dest.split("."):
             present = getattr(present, part, None if leaf.is_kind else _ABSENT)
-        flags = [*short, leaf.flag]
-        _add(groups[title], leaf, flags, f".{leaf.path}", present, argparse.BooleanOptionalAction)
+        if leaf.alias is None:
+            group = groups[title].add_mutually_exclusive_group()  # A field and its second flag.
+        visible = whole or (leaf.common and present is not _ABSENT)
+        _add(
+            group, leaf if whole else leaf._replace(kinds=()), [*short, leaf.flag], f".{leaf.dest}", present,
+            argparse.BooleanOptionalAction, visible,
+        )  # fmt: skip
 
 
-def _add(group: Any, leaf: _Leaf, flags: list[str], dest: str, default: Any, switch: Any) -> None:
+def _add(group: Any, leaf: _Leaf, flags: list[str], dest: str, default: Any, switch: Any, visible: bool = True) -> None:
     """Adds an argument; ``switch`` is the action of a boolean."""
     only = f"[{', '.join(leaf.kinds)}] " if leaf.kinds and not leaf.is_kind else ""
     known = default is _ABSENT or "(default: " in leaf.help
+    shape: dict[str, Any] = (
+        {"action": switch} if leaf.annotation is bool else {"nargs": leaf.nargs, "metavar": leaf.metavar}
+    )
+    if leaf.alias is not None:
+        shape["type"] = partial(leaf.converted, leaf.alias)
+        default = default if known else default - leaf.alias.offset
     shown = "" if known else f" (default: {_show(default)})"
-    shape = {"action": switch} if leaf.annotation is bool else {"nargs": leaf.nargs, "metavar": leaf.metavar}
-    text = f"{only}{leaf.help}{shown}".replace("%", "%%")
+    text = f"{only}{leaf.help}{shown}".replace("%", "%%") if visible else argparse.SUPPRESS
     group.add_argument(*flags, dest=dest, default=argparse.SUPPRESS, help=text, **shape)
 
 
@@ -260,18 +346,23 @@ def _leaves(model: type[BaseModel], prefix: str = "", kinds: tuple[str, ...] = (
     for name, field in model.model_fields.items():
         path, text = f"{prefix}{name}", (field.description or "").removesuffix(".")
         mark = next(iter(marks(field.annotation, field.metadata)), None)
+        common = name in getattr(model, "common", ())
         if isinstance(mark, OneOf):
             nested = mark.kinds()
             known = (*nested, *["none"] * (NoneType in get_args(field.annotation)))
-            yield _Leaf(f"{path}.kind", str, text, _braces(known), known)
+            yield _Leaf(f"{path}.kind", str, text, str(Metavar(known)), known)
             for kind, config in nested.items():
                 yield from _leaves(config, f"{path}.", (kind,))
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _leaves(field.annotation, f"{path}.")
         elif name != "kind" and not any(isinstance(each, Filled) for each in field.metadata):
-            named = [str(each) for each in field.metadata if isinstance(each, Metavar)]
-            names = _braces(mark.registry.names()) if isinstance(mark, Named) else _metavar(field.annotation)
-            yield _Leaf(path, field.annotation, text, named[0] if named else names, kinds)
+            names = str(Metavar(mark.registry.names())) if isinstance(mark, Named) else _metavar(field.annotation)
+            named = next((str(each) for each in field.metadata if isinstance(each, Metavar)), names)
+            yield _Leaf(path, field.annotation, text, named, kinds, common)
+            for alias in field.metadata:
+                if isinstance(alias, Alias):
+                    second = f"{prefix}{alias.name}"
+                    yield _Leaf(second, field.annotation, alias.help, named, kinds, common, alias, path)
 
 
 def _show(value: Any) -> str:
@@ -289,11 +380,9 @@ def _holds_many(annotation: Any) -> bool:
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "KEY=VALUE"
+    if marked := [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Metavar)]:
+        return str(marked[0])
     arguments = [part for part in get_args(annotation) if part is not NoneType and part is not Ellipsis]
     if arguments and all(isinstance(part, str) for part in arguments):
-        return _braces(arguments)
+        return str(Metavar(arguments))
     return _metavar(arguments[0]) if arguments else str(getattr(annotation, "__name__", "value")).upper()
-
-
-def _braces(names: Sequence[str]) -> str:
-    return f"{{{','.join(names)}}}"

@@ -7,7 +7,7 @@ Sources: Song et al. 2023 (consistency models), algorithm 2; Geng et al. 2024 (E
 
 import copy
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pocketdiff import rng
-from pocketdiff.config import AnySchedule, DenoiserConfig, SamplingConfig
+from pocketdiff.config import AnySchedule, DenoiserConfig, RunOrFile, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
@@ -32,7 +32,7 @@ class ConsistencyConfig(DenoiserConfig):
     """One distillation run. Network, parameterization and schedule are the teacher's."""
 
     kind: Literal["consistency"] = "consistency"
-    teacher: str | None = None
+    teacher: RunOrFile | None = None
     """The teacher: a finished run, or a model file."""
     teacher_sha256: Annotated[Sha256 | None, Filled()] = None
     """Of the teacher's weights; the run fills it in."""
@@ -54,6 +54,7 @@ class ConsistencyConfig(DenoiserConfig):
     """Peak learning rate of Adam, for all other weights."""
     sampling: SamplingConfig = SamplingConfig(sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5))
     """How the finished model is sampled by default."""
+    common: ClassVar = ("teacher", *DenoiserConfig.common)
 
 
 PRESETS = {"consistency": ConsistencyConfig()}

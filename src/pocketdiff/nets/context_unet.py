@@ -5,7 +5,7 @@ scales the features and the noise level shifts them. The module names, and so th
 docs/ddpm.md walks through it block by block.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ class ContextUnetConfig(Frozen):
     kind: Literal["context_unet"] = "context_unet"
     n_feat: int = Field(128, ge=8, le=1024, multiple_of=8)
     """Channels at the image's full size, a multiple of 8; the lowest level has twice as many."""
+    common: ClassVar = ("n_feat",)
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> "ContextUnet":
         """A new network for images of this shape (c, h, w)."""

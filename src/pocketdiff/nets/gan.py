@@ -82,6 +82,7 @@ class MlpGanConfig(Frozen):
     """Widths of the generator's hidden layers."""
     discriminator: Hidden = (512, 256)
     """Widths of the discriminator's hidden layers."""
+    common: ClassVar = ("generator", "discriminator")
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:  # noqa: ARG002 (no labels)
         """New networks for images of this shape (c, h, w)."""
@@ -141,6 +142,7 @@ class ConvGanConfig(Frozen):
     """Channels at each level, multiples of 8. The first level has half the image's size, each next one half of that."""
     embedding: int = Field(64, ge=8, le=MAX_EMBEDDING)
     """Size of the label embedding."""
+    common: ClassVar = ("widths",)
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Gan:
         """New networks for images of this shape (c, h, w) and labels 0 to num_classes - 1."""

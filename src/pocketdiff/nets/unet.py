@@ -4,7 +4,7 @@ Space-to-depth moves each 2 x 2 square of pixels into channels before the first 
 convolutions run at 14 x 14 and 7 x 7, where they use a CPU well.
 """
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class UNetConfig(Frozen):
     """Residual blocks at each level on the way down, and the same number on the way up."""
     embedding: int = Field(128, ge=8, le=MAX_EMBEDDING)
     """Size of the embedding of noise level and label."""
+    common: ClassVar = ("widths",)
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> "UNet":
         """A new network for images of this shape (c, h, w)."""
