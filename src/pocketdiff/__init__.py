@@ -12,11 +12,11 @@ print(pd.evaluate(run.model, data, n=2000).table())
 run.model.save("mine.safetensors")
 ```
 
-Data and runs: `load_data`, `Dataset`, `PRESETS`, `Run`, `load`, `keep_sampling`. Scores: `evaluate`, `sweep`, `compare`.
-Configs: `DiffusionConfig`, `GanConfig`, `ConsistencyConfig`, `SamplingConfig`, `UNetConfig`. The parts: `Denoiser`,
-`guide`, `grid`, the schedules and the samplers. Registries that take your own entries: `METHODS`, `NETS`, `GANS`,
-`SCHEDULES`, `PARAMETERIZATIONS`, `WEIGHTINGS`, `SAMPLERS`, `DATASETS`, `AUGMENTATIONS`, `METRICS`. The command line is
-``pocketdiff``.
+Data and runs: `load_data`, `Dataset`, `PRESETS`, `Run`, `load`, `keep_sampling`. Scores: `evaluate`, `sweep`,
+`compare`. Configs: `DiffusionConfig`, `GanConfig`, `ConsistencyConfig`, `SamplingConfig`, `UNetConfig`. The parts:
+`Denoiser`, `guide`, `grid`, the schedules and the samplers. Registries that take your own entries: `METHODS`, `NETS`,
+`GANS`, `SCHEDULES`, `PARAMETERIZATIONS`, `WEIGHTINGS`, `SAMPLERS`, `DATASETS`, `AUGMENTATIONS`, `METRICS`. The command
+line is ``pocketdiff``.
 """
 
 from importlib.metadata import version
