@@ -253,7 +253,8 @@ class DiffusionModel(ImageModel):
     def how(self) -> str:
         """How it draws, in words."""
         way = self.sampling
-        words = [way.sampler, f"{len(self.grid()) - 1} steps", f"scale {way.scale:g} (w = {way.scale - 1:g})"]
+        steps = len(self.grid()) - 1
+        words = [way.sampler, f"{steps} step{'s' * (steps != 1)}", f"scale {way.scale:g} (w = {way.scale - 1:g})"]
         words += [f"{name} {value}" for name, value in way.options.items()]
         if way.interval is not None:
             words.append("guidance from {:g} to {:g}".format(*way.interval))

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 _WIDE = 10.0  # An axis is logarithmic if its largest value is more than this many times the smallest.
 _DASHED: dict[str, Any] = {"color": "grey", "linewidth": 1, "linestyle": "--"}
+COLOURS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+)  # fmt: skip
+"""Colours of models, by their order."""
 Points = Sequence[tuple[int | float, float]]
 
 
@@ -47,6 +51,8 @@ def lines(
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3.5, linewidth=1.4, label=name)
         if marks and title in marks:
             axis.axhline(marks[title], **_DASHED, label="real images")
+        if all(isinstance(x, int) for points in curves.values() for x, _ in points):
+            axis.locator_params("x", integer=True)
         if _is_wide([y for points in curves.values() for _, y in points]):
             axis.set_yscale("log")
     if len(axes[0].lines) > 1:
@@ -66,23 +72,23 @@ def shares_below(curves: Mapping[str, Points], across: str, mark: float) -> "Fig
 
 
 def pareto_front(
-    points: Mapping[str, tuple[float, float, float, float]], best: Sequence[str], across: str, up: str,
-    mark: float | None = None,
+    points: Mapping[str, tuple[float, float, float, float]], best: Sequence[str], colours: Mapping[str, str],
+    across: str, up: str, mark: float | None = None,
 ) -> "Figure":  # fmt: skip
     """Named points with error bars, and a line through the Pareto front.
 
     Args:
         points: By name: x, y, and the interval of y, low and high.
         best: The names of the Pareto front, in its order.
+        colours: The colour of each name.
         across: Label of the x axis.
         up: Title: the y axis.
         mark: The y of a dashed line.
     """
     figure, (axis,) = _panels([up], across)
-    for number, (name, (x, y, low, high)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
-        axis.errorbar(x, y, [[y - low], [high - y]], marker="o", markersize=5, capsize=3, linestyle="none")
-        beside = (6, -12 if number % 2 else 5)  # Alternately below and above, so that long names do not overlap.
-        axis.annotate(name, (x, y), beside, textcoords="offset points", fontsize="small", parse_math=False)
+    for name, (x, y, low, high) in points.items():
+        style: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 3, "linestyle": "none"}
+        axis.errorbar(x, y, [[y - low], [high - y]], color=colours[name], **style)
     axis.plot(*zip(*(points[name][:2] for name in best), strict=True), color="grey", linewidth=1, zorder=0)
     if mark is not None:
         axis.axhline(mark, **_DASHED)
@@ -91,11 +97,17 @@ def pareto_front(
         axis.set(**{f"{name}scale": "log"} if _is_wide(places) else {f"{name}lim": (0, 1.3 * max(places) or 1.0)})
         getattr(axis, f"{name}axis").set_major_formatter("{x:g}")
     axis.margins(x=0.3, y=0.15)
+    for number, (name, (x, y, *_)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
+        # Towards the middle, and alternately below and above, so that long names have space and do not overlap.
+        left = (axis.transScale + axis.transLimits).transform((x, y))[0] > 0.5
+        beside = (-6 if left else 6, -12 if number % 2 else 5)
+        words: dict[str, Any] = {"ha": "right" if left else "left", "fontsize": "small", "parse_math": False}
+        axis.annotate(name, (x, y), beside, textcoords="offset points", **words)
     return figure
 
 
 def _is_wide(places: Sequence[float]) -> bool:
-    return 0 < _WIDE * min(places) < max(places)
+    return 1e-30 < _WIDE * min(places) < max(places)  # Smaller numbers are no places on a logarithmic axis.
 
 
 def _panels(titles: Sequence[str], across: str) -> "tuple[Figure, Sequence[Axes]]":

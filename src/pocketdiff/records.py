@@ -14,7 +14,7 @@ from pydantic import Field
 from pocketdiff.frozen import Frozen, Text
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 
 
 class Hardware(Frozen):
@@ -30,7 +30,8 @@ class Hardware(Frozen):
     system: Text
 
     def __str__(self) -> str:
-        return f"{self.cpu if self.device == 'cpu' else self.device}, {self.threads} threads"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.cpu if self.device == 'cpu' else self.device}, {threads}"
 
 
 class Versions(Frozen):

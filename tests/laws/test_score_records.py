@@ -1,15 +1,17 @@
 """Records of evaluations: what is written is read back, and anything else is one error sentence."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 
 from pocketdiff.errors import EvaluationError
+from pocketdiff.evaluation.comparison import compare
 from pocketdiff.evaluation.distances import Estimate
 from pocketdiff.evaluation.records import Metered, Metrics, ScoreFile, metered, printable, values_of
 
@@ -149,6 +151,57 @@ def test_any_bytes_are_a_score_or_one_error_sentence(content: bytes) -> None:
     with pytest.raises(EvaluationError, match=r"score.json: is not what evaluate --json writes") as caught:
         read(content)
     assert str(caught.value).isprintable()
+
+
+PLACES = [
+    tuple(place.split("."))
+    for place in [
+        *HOSTILE, *SCORE, "metrics.accuracy", "intervals.accuracy", "per_class.3", "per_class.3.intervals", "verdict",
+        "provenance.k", "provenance.train_images", "provenance.drawing", "provenance.drawing.sampling",
+        "provenance.drawing.sampling.steps", "provenance.label_network.accuracy", "provenance.label_network.name",
+    ]
+]  # fmt: skip
+HUGE = st.sampled_from([1e300, -1e300, 1.7e308, 5e-324, 1e15, 10**30, 2**63, 0, -1, 0.5, "\x1b[2J", "<b>|$x_$", [], {}])
+VALUES = HUGE | JSON | st.lists(st.floats(allow_nan=True), min_size=2, max_size=2) | st.just("delete")
+
+
+TRIPLES = st.lists(st.floats(-1e308, 1e308) | HUGE.filter(lambda x: isinstance(x, float)), min_size=3, max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), max_size=3), st.none() | TRIPLES.map(sorted))
+def test_scores_with_any_changes_are_compared_or_refused_in_one_sentence(
+    changes: list[tuple[tuple[str, ...], Any]], estimate: list[float] | None
+) -> None:
+    score = json.loads(json.dumps(SCORE))
+    if estimate is not None:
+        low, score["metrics"]["frechet_train"], high = estimate
+        score["intervals"]["frechet_train"] = [low, high]
+    for (*parents, last), value in changes:
+        part: Any = score
+        for key in parents:
+            part = part.get(key) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part[last] = value
+            if value == "delete":
+                del part[last]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, "first.json"), Path(folder, "changed.json")]
+        for path, content in zip(paths, (SCORE, score), strict=True):
+            path.write_text(json.dumps(content))
+        try:
+            found = compare(paths)
+        except EvaluationError as error:
+            said = str(error)
+            found = None
+    if found is None:
+        assert said.isprintable()
+        return
+    json.dumps(found.json(), allow_nan=False)
+    text, page = found.table(), found.page()
+    assert all(line.isprintable() for line in text.splitlines())
+    assert not re.search(r"\b(nan|inf)\b", page + text)
+    assert "</html>" in page
 
 
 def test_nested_json_is_refused() -> None:

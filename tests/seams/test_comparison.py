@@ -244,7 +244,7 @@ def test_the_json_has_every_score_cost_and_difference() -> None:
 
 
 def test_the_page_is_self_contained_and_shows_common_epochs(tiny_data: Dataset) -> None:
-    grid = image_grid(Sample(tiny_data.train.pixels, tiny_data.train.labels), tiny_data.info, 1)
+    grid = image_grid(Sample(tiny_data.train.pixels, tiny_data.train.labels), tiny_data.info, range(10), 1)
     pictures = {epoch: Picture(grid.data, f"epoch {epoch}", 9) for epoch in range(20)}
     first = replace(entry("<one>", 1.0, drawing=None), parameters=7, grid=grid, pictures=pictures)
     second = replace(first, name="two", pictures={epoch: pictures[epoch] for epoch in range(0, 20, 2)})

@@ -161,7 +161,9 @@ def test_a_small_test_split_gives_no_baseline(data: Dataset, nets: Classifiers) 
     evaluation = evaluate(Sample(data.test.pixels), few, controls=True, classifiers=nets)
     record = evaluation.record
     assert (record.real_baseline, record.controls, record.metrics["frechet_test"]) == ({}, {}, None)
-    assert "<h2>Images</h2>" in evaluation.page()
+    assert "<h2>Scores</h2>" in evaluation.page()
+    for text in (evaluation.table(), evaluation.page(), record.verdict):
+        assert "None: it needs 128 real test images to compare with, and the data set has 50." in text
     assert "<h2>Memorization</h2>" not in evaluation.page()
 
 
@@ -210,8 +212,10 @@ def test_the_table_has_the_values_of_the_json(real: Evaluation) -> None:
     table, metrics = real.table(), real.record.metrics
     assert f"{metrics['accuracy']:.2%}" in table
     assert f"{metrics['frechet_train']:.3g}" in table
-    assert "features-7852666c" in table.splitlines()[0]
-    header, *rows = table.splitlines()[2:]
+    verdict, _, headline, _, header, *rows = table.splitlines()
+    assert verdict == f"Verdict: {real.record.verdict}"
+    assert "features-7852666c" in headline
+    rows = rows[: rows.index("")]
     assert re.split(" {2,}", header.strip()) == [
         "value", "95% interval", "200 real images", "noise", "blurred", "shuffled labels"
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from pocketdiff.data import Dataset
 from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation.classifiers import Classifiers, find_or_train_classifiers
 from pocketdiff.evaluation.distances import Estimate
-from pocketdiff.evaluation.pages import Picture, image_grid, render
+from pocketdiff.evaluation.pages import Picture, image_grid, render, shown_classes
 from pocketdiff.evaluation.records import ComparisonFile, Difference, Provenance, RunRecord, ScoreFile, printable
 from pocketdiff.evaluation.reference import Reference, prefixed
 from pocketdiff.evaluation.report import measured
@@ -46,8 +46,10 @@ FRONTS = ("training_seconds", "sampling_seconds")
 _N, _K = "number of images (n)", "neighbourhood size (k)"
 _ZOOM = 2
 """Scale factor of a run's pictures."""
-_EPOCHS = 4
-"""The most epochs whose pictures are shown."""
+_POINTS = 4
+"""The most points of the training at which pictures are shown."""
+_DRIFT = 1.15
+"""How many times as fast a machine may have been for one run as for another without a note."""
 _SIGNIFICANT = (
     "A difference is significant (*) if its 95% confidence interval excludes 0; by chance alone this happens to about "
     "one in twenty. The intervals cover another draw of the images (for recall, of the real images), not another "
@@ -68,7 +70,7 @@ class Entry:
     grid: Picture | None = None
     """Some of its images."""
     pictures: Mapping[int, Picture] = field(default_factory=dict)
-    """The image grids of its training, by epoch."""
+    """The image grids of its training, by the number of images seen."""
 
     @cached_property
     def costs(self) -> dict[str, int | float | str | None]:
@@ -116,7 +118,8 @@ class Comparison:
 
     def page(self) -> str:
         """The comparison as a self-contained HTML page."""
-        return self._render("comparison.html", real=self.real, epochs=self._epochs(), plots=self._plots())
+        content = {"pictures": self._pictures(), "colours": self._colours(), "plots": self._plots()}
+        return self._render("comparison.html", real=self.real, **content)
 
     def points(self, cost: str) -> dict[str, tuple[float, Estimate]]:
         """The cost and the distance of each model, where both are known."""
@@ -152,7 +155,27 @@ class Comparison:
             if len(machines) > 1:
                 names = "; ".join(machines)
                 notes.append(f"The runs were {COSTS[cost]} different machines, so these times say little: {names}.")
-        return notes + [_SIGNIFICANT] * (len(self.entries) > 1)
+        return notes + self._drift() + [_SIGNIFICANT] * (len(self.entries) > 1)
+
+    def _drift(self) -> list[str]:
+        """A sentence for each machine whose speed changed between the runs that were trained on it."""
+        speeds: dict[str, list[tuple[float, str]]] = {}
+        for entry in self.entries:
+            if entry.training and (peak := entry.training.fp32_peak_flops):
+                speeds.setdefault(str(entry.training.hardware), []).append((peak, entry.name))
+        notes = []
+        for machine, found in speeds.items():
+            (slow, one), (fast, other) = min(found), max(found)
+            if fast > _DRIFT * slow:
+                peaks = f"{slow / 1e9:,.4g} GFLOP/s at the end of {one}, {fast / 1e9:,.4g} at the end of {other}"
+                notes.append(
+                    f"The speed of {machine} changed between the runs, so compare their times with care: {peaks}."
+                )
+        return notes
+
+    def _colours(self) -> dict[str, str]:
+        """A colour for each model, by its order."""
+        return {e.name: plots.COLOURS[i % len(plots.COLOURS)] for i, e in enumerate(self.entries)}
 
     def _plots(self) -> list[str]:
         """The distance over each cost, as SVG."""
@@ -160,19 +183,24 @@ class Comparison:
         for cost in FRONTS:
             if points := self.points(cost):
                 places, best = {name: (x, *y) for name, (x, y) in points.items()}, pareto_front(points)
-                drawn.append(plots.svg(plots.pareto_front(places, best, COSTS[cost], title, real)))
+                drawn.append(plots.svg(plots.pareto_front(places, best, self._colours(), COSTS[cost], title, real)))
         return drawn
 
-    def _epochs(self) -> list[tuple[int, list[tuple[str, Picture]]]]:
-        """Pictures of epochs that all runs with pictures have in common: at most `_EPOCHS`, counted from the last."""
+    def _pictures(self) -> list[tuple[int, list[tuple[str, int, Picture]]]]:
+        """At most `_POINTS` numbers of images seen, those of the run with the fewest pictures, counted from its last;
+        with each of them every run's picture with the nearest number.
+        """
         shown = [entry for entry in self.entries if entry.pictures]
-        common = sorted(set.intersection(*(set(entry.pictures) for entry in shown))) if shown else []
-        some = common[:: -max(1, -(-len(common) // _EPOCHS))][::-1]
-        return [(epoch + 1, [(entry.name, entry.pictures[epoch]) for entry in shown]) for epoch in some]
+        fewest = min((sorted(entry.pictures) for entry in shown), key=lambda seen: (len(seen), seen[-1:]), default=[])
+        found = []
+        for point in fewest[:: -max(1, -(-len(fewest) // _POINTS))][::-1]:
+            nearest = [(entry, min(entry.pictures, key=lambda seen: abs(seen - point))) for entry in shown]
+            found.append((point, [(entry.name, seen, entry.pictures[seen]) for entry, seen in nearest]))
+        return found
 
 
 def compare(
-    runs: Mapping[str, Comparable] | Sequence[Path | str], data: Dataset | None = None, *, n: int = 10_000,
+    runs: Mapping[str, Comparable] | Sequence[Comparable] | Comparable, data: Dataset | None = None, *, n: int = 10_000,
     seed: int = 0, device: torch.device | str = "cpu", classifiers: Classifiers | None = None,
     cache: Path | None = None, progress: Progress = silent,
 ) -> Comparison:  # fmt: skip
@@ -182,14 +210,14 @@ def compare(
         >>> print(compare(["runs/gan", "runs/laptop"], n=2000).table())
         >>> compare({"before": old_model, "after": new_model}, data).record.differences
 
-    ``runs`` are finished runs, model files and files of ``evaluate --json`` (``.json``), or a dictionary of these and
-    of models and scores in memory, by name. ``data`` is by default the data set of the first model's config. Models
+    ``runs`` are finished runs, model files and files of ``evaluate --json`` (``.json``), and models and scores in
+    memory; a dictionary gives them names. ``data`` is by default the data set of the first model's config. Models
     from files draw on ``device``. The other arguments are those of `evaluate`.
 
     Raises:
         EvaluationError: If the scores were not made alike, or no sound score is possible.
     """
-    given = runs if isinstance(runs, Mapping) else _named([Path(run) for run in runs])
+    given = runs if isinstance(runs, Mapping) else _named([runs] if isinstance(runs, Comparable) else runs)
     named = {printable(name): run for name, run in given.items()}
     if not 0 < len(named) == len(given):
         raise EvaluationError("compare needs one run or more, with names that differ in printable characters")
@@ -221,23 +249,27 @@ def compare(
     conditions[first] |= {"feature network": nets.features.sha256, "label network": nets.reader.sha256}
     check_alike(conditions)
     reference = Reference.of(data, nets, progress=progress, cache=cache)
+    scale, train = _common_scale([model for name, model in models.items() if name in paths]), data.train
+    real = Sample(train.pixels, train.labels)
+    classes = shown_classes(real)
     for name, model in models.items():
         report, folder = partial(prefixed, progress, f"{name}: "), RunFolder(paths.get(name, ""))
         found = measured(model, reference, n, seed, str(paths.get(name, name)), progress=report)
-        training, pictures = (_summary(folder), _pictures(folder, model)) if name in paths else (None, {})
-        grid = image_grid(found.sample, data.info, 1)
+        training, pictures = (_summary(folder), _pictures(folder, model, scale)) if name in paths else (None, {})
+        grid = image_grid(found.sample, data.info, classes, 1)
         entries[name] = Entry(name, found.record, training, model.num_parameters, grid, pictures)
-    shown = image_grid(Sample(data.test.pixels, data.test.labels), data.info, 1)
-    return Comparison([entries[name] for name in named], shown)
+    return Comparison([entries[name] for name in named], image_grid(real, data.info, classes, 1))
 
 
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each path under its short name, or under itself if short names collide."""
-    for path in paths:
-        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+def _named(runs: Sequence[Comparable]) -> dict[str, Comparable]:
+    """Each run by its short name, or by its path if short names collide; in memory by its number."""
+    paths = {number: Path(run) for number, run in enumerate(runs, 1) if isinstance(run, str | Path)}
+    for path in paths.values():
+        if [other.resolve() for other in paths.values()].count(path.resolve()) > 1:
             raise EvaluationError(f"{path}: is named twice; name each run once")
-    short = [short_name(path).removesuffix(".json") for path in paths]
-    return dict(zip(short if len(set(short)) == len(short) else map(str, paths), paths, strict=True))
+    short = {number: short_name(path).removesuffix(".json") for number, path in paths.items()}
+    names = short if len(set(short.values())) == len(short) else {number: str(path) for number, path in paths.items()}
+    return {names.get(number, f"model {number}"): run for number, run in enumerate(runs, 1)}
 
 
 def _summary(folder: RunFolder) -> Summary | None:
@@ -249,15 +281,24 @@ def _summary(folder: RunFolder) -> Summary | None:
         return None
 
 
-def _pictures(folder: RunFolder, model: ImageModel) -> dict[int, Picture]:
-    """A run's image grids by epoch, at the guidance scale nearest to the model's own."""
-    scale = model.sampling_facts().scale or 1.0
+def _common_scale(models: Sequence[ImageModel]) -> float:
+    """The guidance scale of pictures that all models with guidance have in common, the nearest to their own; else 1."""
+    facts = [[view.still.sampling_facts() for view in model.views()] for model in models]
+    scales = [found for some in facts if (found := {fact.scale for fact in some if fact.scale is not None})]
+    common = set.intersection(*scales) if scales else set()
+    own = [scale for model in models if (scale := model.sampling_facts().scale) is not None]
+    return min(common or own, default=1.0, key=lambda scale: (sum(abs(scale - other) for other in own), scale))
+
+
+def _pictures(folder: RunFolder, model: ImageModel, scale: float) -> dict[int, Picture]:
+    """A run's image grids by the number of images seen, at the guidance scale nearest to this one."""
     views = sorted(model.views(), key=lambda view: abs((view.still.sampling_facts().scale or 1.0) - scale))
-    found = {}
+    found, n = {}, model.info.train_images or 1
     for view in views[:1]:
         for epoch, path in folder.image_epochs(view.suffix).items():
             with contextlib.suppress(OSError), Image.open(path) as image:  # A damaged picture is not shown.
-                found[epoch] = Picture.of(path.read_bytes(), view.caption, image.width // _ZOOM)
+                seen = min((epoch + 1) * n, model.config.length(n))  # The last epoch can be incomplete.
+                found[seen] = Picture.of(path.read_bytes(), view.caption, image.width // _ZOOM)
     return found
 
 

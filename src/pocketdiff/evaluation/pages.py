@@ -39,16 +39,27 @@ def picture(images: UInt8[Tensor, "n c h w"], info: DataInfo, alt: str, columns:
     return Picture.of(pictures.png(tiled), alt, tiled.width * zoom)
 
 
-def image_grid(sample: Sample, info: DataInfo, zoom: int = 2) -> Picture:
-    """Random images, one column per class that occurs; without labels just random images."""
-    order = rng.permutation(0, rng.Stream.SAMPLE, Choice.SHOWN, len(sample))
+def shown_classes(sample: Sample) -> list[int]:
+    """The classes of an image grid: those with enough images for its rows; none without labels."""
     if sample.labels is None:
-        return picture(sample.pixels[order[: 10 * _ROWS]], info, "images", 10, zoom)
+        return []
     labels, counts = sample.labels.unique(return_counts=True)
-    rows = min(_ROWS, int(counts.max()))
-    columns = [order[sample.labels[order] == label][:rows] for label in labels[counts >= rows][:_COLUMNS]]
-    shown = sample.pixels[torch.stack(columns, 1).flatten()]
-    return picture(shown, info, "images of each class", len(columns), zoom)
+    return labels[counts >= min(_ROWS, int(counts.max()))][:_COLUMNS].tolist()
+
+
+def image_grid(sample: Sample, info: DataInfo, classes: Sequence[int], zoom: int = 2) -> Picture:
+    """Random images, one column for each of the classes, with blanks below a class of few images; without classes just
+    random images.
+    """
+    order = rng.permutation(0, rng.Stream.SAMPLE, Choice.SHOWN, len(sample))
+    if not classes or sample.labels is None:
+        return picture(sample.pixels[order[: 10 * _ROWS]], info, "images", 10, zoom)
+    of_class = [order[sample.labels[order] == label][:_ROWS] for label in classes]
+    rows = max(map(len, of_class))
+    shown = torch.full((rows, len(classes), *sample.pixels.shape[1:]), 0 if info.ink else 255, dtype=torch.uint8)
+    for column, indices in enumerate(of_class):
+        shown[: len(indices), column] = sample.pixels[indices]
+    return picture(shown.flatten(0, 1), info, "images of each class", len(classes), zoom)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,8 @@ from pocketdiff.frozen import Frozen, Sha256, Text
 from pocketdiff.model import SamplingFacts
 from pocketdiff.records import Amount, Count, Hardware, Summary, Versions
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+"""A number whose sums and squares are finite too."""
 Interval = tuple[Finite, Finite]
 """A 95% confidence interval: low, high."""
 Values = dict[Text, Finite | None]
@@ -99,9 +100,10 @@ class Provenance(Frozen):
     hardware: Hardware
     versions: Versions
 
-    def headline(self, images: str = "images") -> str:
-        """What was scored, and against what, in one line."""
-        words = [f"{self.n:,} {images}", f"seed {self.seed}", *([self.drawing.how] if self.drawing else [])]
+    def headline(self, images: str = "images", drawn: bool = True) -> str:
+        """What was scored, and against what, in one line; ``drawn``: and how it was drawn."""
+        how = [self.drawing.how] if drawn and self.drawing else []
+        words = [f"{self.n:,} {images}", f"seed {self.seed}", *how]
         networks = f"{self.feature_network.name} and {self.label_network.name}"
         reads = f"which classifies {self.label_network.accuracy:.2%} of the test split correctly"
         return ", ".join([*words, f"against {self.data} with {networks}, {reads}"])
@@ -178,6 +180,8 @@ class ScoreFile(Metered):
     usefulness: Usefulness | None = None
     """Whether the images help a classifier; None if it was not tried."""
     provenance: Provenance
+    verdict: Text = ""
+    """How near the images are to real ones, and what to try."""
 
     @classmethod
     def read(cls, path: Path) -> "ScoreFile":

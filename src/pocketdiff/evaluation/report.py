@@ -16,18 +16,20 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pocketdiff import plots
+from pocketdiff.checkpoint import load
 from pocketdiff.data import DataInfo, Dataset
 from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation import records
-from pocketdiff.evaluation.classifiers import Classifiers, find_or_train_classifiers
+from pocketdiff.evaluation.classifiers import MIN_IMAGES, Classifiers, find_or_train_classifiers
 from pocketdiff.evaluation.distances import share_estimate
 from pocketdiff.evaluation.memorization import QUANTILE
-from pocketdiff.evaluation.pages import Picture, aligned, image_grid, picture, render
+from pocketdiff.evaluation.pages import Picture, aligned, image_grid, picture, render, shown_classes
 from pocketdiff.evaluation.records import Provenance, ScoreFile, SweepFile, TrialRecord, metered, printable, values_of
 from pocketdiff.evaluation.reference import Reference, prefixed
-from pocketdiff.evaluation.sample import Sample, check_request, control_samples
+from pocketdiff.evaluation.sample import Sample, check_request, control_samples, own_data
 from pocketdiff.evaluation.score import MAIN, METRICS, K, Score, all_metrics, real_baseline, score
 from pocketdiff.evaluation.usefulness import announce, usefulness
+from pocketdiff.evaluation.verdict import verdict
 from pocketdiff.model import ImageModel
 from pocketdiff.progress import Progress, silent
 from pocketdiff.records import hardware, versions
@@ -36,9 +38,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-ENOUGH = 0.985
-"""The label accuracy that the best trial of a sweep must reach."""
-_PAIRS, _SHOWN, _PER_CLASS, _PER_TRIAL = 10, 40, 8, 20
+LOSS = 0.011
+"""How far the label accuracy of a sweep's best trial may be below that of real images: 98.5% for MNIST."""
+_PAIRS, _SHOWN, _PER_CLASS, _PER_TRIAL = 10, 40, 8, 10
 """Pictures on a page: closest pairs, images of a kind, of a class, and of a trial."""
 
 
@@ -70,13 +72,27 @@ class Evaluation:
         record, p = self.record, self.record.provenance
         controls = [name.replace("_", " ") for name in record.controls]
         rows = [["", "value", "95% interval", f"{p.baseline_images:,} real images", *controls]]
+        why, notes = self._missing(), [p.caution()]
         for key, metric in all_metrics().items():
             if (estimate := record.estimate(key)) is not None:
                 beside = [metric.text(values.get(key)) for values in (record.real_baseline, *record.controls.values())]
                 rows.append([metric.name, metric.text(estimate.value), metric.interval(estimate), *beside])
+            elif key in why:
+                rows.append([metric.name, "-", *[""] * (2 + len(controls))])
+                notes.append(f"{metric.name}: {why[key]}.")
         useful = record.usefulness
         more = [] if useful is None else [aligned(useful.table()), useful.explanation()]
-        return "\n\n".join(filter(None, [p.headline(), aligned(rows), p.caution(), *more])) + "\n"
+        parts = [f"Verdict: {record.verdict}", p.headline(), aligned(rows), *notes, *more]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def _missing(self) -> dict[str, str]:
+        """Why a metric has no value, where the table says so."""
+        classes = self.record.per_class.values()
+        few = [row for row in classes if row.metrics["frechet_train"] is None]
+        words = (
+            f"{len(few)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, here or in the training split"
+        )
+        return {"frechet_classes": words} if few else {}
 
     def page(self) -> str:
         """The evaluation as a self-contained HTML page."""
@@ -85,9 +101,14 @@ class Evaluation:
         for name in self.record.per_class:
             shown = pixels[self.sample.labels == info.classes.index(name)][:_PER_CLASS]
             strips[name] = picture(shown, info, f"class {name}")
+        train, classes = self.reference.data.train, shown_classes(self.sample)
+        grids = [
+            (image_grid(self.sample, info, classes), "these images"),
+            (image_grid(Sample(train.pixels, train.labels), info, classes), "real images of the training split"),
+        ]
         return render(
             "evaluation.html", record=self.record, provenance=self.record.provenance, warning=self.warning(),
-            classes=info.classes, strips=strips, grid=image_grid(self.sample, info), misread=self._misread(),
+            classes=info.classes, strips=strips, grids=grids, missing=self._missing(), misread=self._misread(),
             best=picture(pixels[order.flip(0)[:_SHOWN]], info, "the most realistic images"),
             worst=picture(pixels[order[:_SHOWN]], info, "the least realistic images"),
             pairs=self._pairs(), distances=self._distances(),
@@ -125,20 +146,20 @@ class Evaluation:
 
 
 def evaluate(
-    target: ImageModel | Sample, data: Dataset, *, n: int = 10_000, seed: int = 0, controls: bool = False,
-    cas: bool = False, augment: bool = False, name: str = "", classifiers: Classifiers | None = None,
-    cache: Path | None = None, progress: Progress = silent,
+    target: ImageModel | Sample | Path | str, data: Dataset | None = None, *, n: int = 10_000, seed: int = 0,
+    controls: bool = False, cas: bool = False, augment: bool = False, name: str = "",
+    classifiers: Classifiers | None = None, cache: Path | None = None, progress: Progress = silent,
 ) -> Evaluation:  # fmt: skip
     """Scores a model's images, or any others, against a data set, with confidence intervals and the real baseline.
 
     Example:
-        >>> evaluation = evaluate(pd.load("runs/laptop"), pd.load_data("mnist"), n=2000)
+        >>> evaluation = evaluate("runs/laptop", n=2000)
         >>> print(evaluation.table())
         >>> evaluation.record.metrics["accuracy"]
 
     Args:
-        target: A model, or images of any origin.
-        data: The data set that the images should resemble; a model must have been trained on it.
+        target: A model, a finished run or model file, or images of any origin.
+        data: The data set that the images should resemble; a model must have been trained on it, and it is the default.
         n: Number of images to draw, or the most images to take from a `Sample`.
         seed: Of the images and of the bootstrap.
         controls: Whether to score noise, blurred images and shuffled labels too.
@@ -152,6 +173,12 @@ def evaluate(
     Raises:
         EvaluationError: If no sound score is possible.
     """
+    if isinstance(target, str | Path):
+        name, target = name or str(target), load(target)
+    if data is None:
+        if isinstance(target, Sample):
+            raise EvaluationError("images are scored against a data set: give one, such as load_data('mnist')")
+        data = own_data(target)
     check_request(target, data, n, seed, name, cas, augment)
     if augment:
         announce(data, min(n, len(target)) if isinstance(target, Sample) else n)
@@ -183,7 +210,9 @@ def measured(
         per_class={key: row.model_copy(update=classes.get(key)) for key, row in scored.classes.items()},
         provenance=_provenance(name, reference, len(sample), seed, drawing, began),
     )  # fmt: skip
-    return Evaluation(record, sample, scored, reference)
+    result = Evaluation(record, sample, scored, reference)
+    words = verdict(record, len(reference.data.info.classes), copies=result.warning() is not None)
+    return replace(result, record=record.model_copy(update={"verdict": words}))
 
 
 @dataclass(frozen=True)
@@ -196,15 +225,27 @@ class Sweep:
     """A few images of each trial."""
     info: DataInfo
 
+    def bar(self) -> float:
+        """The label accuracy that the best trial must reach: that of the real test split, minus `LOSS`."""
+        return self.record.provenance.label_network.accuracy - LOSS
+
     def best(self) -> TrialRecord | None:
-        """The trial with the smallest distance among those with a label accuracy of `ENOUGH`; None if there is none."""
-        accurate = [trial for trial in self.record.trials if (trial.metrics["accuracy"] or 0.0) >= ENOUGH]
-        return min(accurate, key=lambda trial: trial.metrics["frechet_train"] or math.inf, default=None)
+        """The trial with the smallest distance among those that reach the `bar` (without labels: among all); None if no
+        trial reaches it.
+        """
+        known = [(trial, trial.metrics["accuracy"]) for trial in self.record.trials]
+        enough = [trial for trial, accuracy in known if accuracy is None or accuracy >= self.bar()]
+        return min(enough, key=lambda trial: trial.metrics["frechet_train"] or math.inf, default=None)
 
     def verdict(self) -> str:
-        """The best trial in a sentence, if there is one."""
-        words = f"smallest distance with a label accuracy of {ENOUGH:.1%} or more"
-        return "" if (best := self.best()) is None else f"The {words}: {best.drawing.how}."
+        """The best trial in a sentence, or that none is accurate enough."""
+        if (best := self.best()) is None:
+            top = max(self.record.trials, key=lambda trial: trial.metrics["accuracy"] or 0.0)
+            highest = f"the highest is {top.metrics['accuracy']:.1%}, with {top.drawing.how}"
+            remedy = "Try a higher guidance scale, or train longer"
+            return f"No setting has a label accuracy of {self.bar():.1%} or more: {highest}. {remedy}."
+        by = "" if best.metrics["accuracy"] is None else f" with a label accuracy of {self.bar():.1%} or more"
+        return f"The smallest distance{by}: {best.drawing.how}."
 
     def json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -218,7 +259,7 @@ class Sweep:
         lines = [(t.drawing.how, f"{t.drawing.sampling.nfe:g}", t.metrics) for t in self.record.trials]
         for how, nfe, values in [*lines, *([("real images", "", real)] if real else [])]:
             rows.append([how, nfe, *(metric.text(values.get(key)) for key, metric in metrics.items())])
-        parts = [p.headline("images each"), aligned(rows), p.caution(), self.verdict()]
+        parts = [f"Verdict: {self.verdict()}", p.headline("images each"), aligned(rows), p.caution()]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def page(self) -> str:
@@ -230,7 +271,7 @@ class Sweep:
     def plot(self) -> "Figure":
         """The main metrics over the steps, or over the scale if all trials have the same number of steps."""
         x = "steps" if len({trial.drawing.sampling.steps for trial in self.record.trials}) > 1 else "scale"
-        on_axis = {"steps": r"\d+ steps", "scale": r"scale .*"}[x]
+        on_axis = {"steps": r"\d+ steps?", "scale": r"scale .*"}[x]
         panels = []
         for key in MAIN:
             curves: dict[str, list[tuple[int | float, float]]] = {}
@@ -244,7 +285,7 @@ class Sweep:
 
 
 def sweep(
-    models: Sequence[ImageModel], data: Dataset, *, n: int = 10_000, seed: int = 0, name: str = "",
+    models: ImageModel | Sequence[ImageModel], data: Dataset, *, n: int = 10_000, seed: int = 0, name: str = "",
     classifiers: Classifiers | None = None, cache: Path | None = None, progress: Progress = silent,
 ) -> Sweep:  # fmt: skip
     """Scores a model with several sampling settings, each time with the same labels and seeds.
@@ -254,12 +295,13 @@ def sweep(
         >>> settings = [model.sampling.replace(scale=scale) for scale in (1.0, 1.5, 2.0)]
         >>> print(sweep([pd.with_sampling(model, way) for way in settings], data, n=2000).table())
 
-    ``models`` is the same model with each of the settings. The other arguments are those of `evaluate`.
+    ``models`` is the same model with each of the settings, or with one. The other arguments are those of `evaluate`.
 
     Raises:
         EvaluationError: If a model has no sampling settings, or no sound score is possible.
     """
     began = time.perf_counter()
+    models = [models] if isinstance(models, ImageModel) else models
     if not models or any(model.sampling is None for model in models):
         raise EvaluationError("a sweep needs models with sampling settings; use evaluate for others")
     for model in models:
