@@ -433,18 +433,18 @@ def test_training_ends_soon_after_a_plateau(tiny_data: Dataset, rates: list[floa
     accuracies(monkeypatch, 0.5, 0.6, 0.7, 0.7, 0.6)
     steps = list(train_classifier(Spy(), tiny_data.train, 0, length=400, plateau=True))
     assert steps[23] == (96, 400)
-    assert steps[24] == (100, 132)  # After five checks, two of them not better; the last quarter begins.
-    assert len(steps) == len(rates) == 33
+    assert steps[24] == (100, 148)  # After five checks, two of them not better; the last third begins.
+    assert len(steps) == len(rates) == 37
     assert rates[5:26] == [1.0] * 21
     assert all(later < before for before, later in pairwise(rates[25:]))
-    assert rates[-1] == pytest.approx(1 / 8)
+    assert rates[-1] == pytest.approx(1 / 12)
 
 
 def test_training_is_never_longer_than_planned(tiny_data: Dataset, rates: list[float], monkeypatch) -> None:
     accuracies(monkeypatch, *torch.linspace(0, 1, 20).tolist())
     *_, last = train_classifier(Spy(), tiny_data.train, 0, length=400, plateau=True)
     assert last == (400, 400)
-    assert rates[74:77] == pytest.approx([1, 1, 0.96])
+    assert rates[68:72] == pytest.approx([1, 1, 1, 1 - 4 / 120])
 
 
 @pytest.mark.usefixtures("rates")
@@ -459,7 +459,7 @@ def test_held_out_images_are_not_learned_before_the_plateau(tiny_data: Dataset, 
     monkeypatch.setattr(Images, "batch", noted)
     accuracies(monkeypatch, *torch.linspace(0, 1, 20).tolist())
     list(train_classifier(Spy(), tiny_data.train, 0, length=800, plateau=True))
-    before, after = ({index for some in part for index in some} for part in (taken[:150], taken[150:]))
+    before, after = ({index for some in part for index in some} for part in (taken[:140], taken[140:]))
     assert len(before) == 36
     assert len(after) == 40
 

@@ -41,7 +41,7 @@ _HELD = 2000
 """The most training images that are held out to detect a plateau; at most a tenth of all."""
 _MEASURED = 1.0
 """Seconds of training that measure its speed."""
-_CHECKS, _PATIENCE = 40, 5
+_CHECKS, _PATIENCE = 40, 6
 """Checks in the planned length, and how many of them without a better accuracy make a plateau."""
 
 
@@ -142,7 +142,7 @@ def train_classifier(
     """Trains a classifier in place; yields the images seen and the length after each step, and ends in eval mode.
 
     The learning rate rises, then falls linearly to 0 until the end. With ``plateau`` it is constant until the accuracy
-    on a tenth of the images, held out until then, stops improving; then it falls in a last quarter, on all images.
+    on a tenth of the images, held out until then, stops improving; then it falls in a last third, on all images.
 
     Args:
         net: A network with logits as output.
@@ -174,8 +174,8 @@ def train_classifier(
             accuracy = _accuracy(net.eval(), data.pixels[held], data.labels[held])
             net.train()
             best, stale = (accuracy, 0) if accuracy > best else (best, stale + 1)
-            if stale == _PATIENCE or 4 * seen >= 3 * planned:
-                fall, end = seen, min(planned, 4 * seen // 3 // _BATCH * _BATCH)
+            if stale == _PATIENCE or 3 * seen >= 2 * planned:
+                fall, end = seen, min(planned, 3 * seen // 2 // _BATCH * _BATCH)
         yield seen, end
     net.eval()
 
