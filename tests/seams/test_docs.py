@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pocketdiff.data import Dataset
 from tests.seams.small import small_world
 
 ROOT = Path(__file__).parents[2]
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 PAGES = ["README.md", "CHANGELOG.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 
 
@@ -72,11 +74,38 @@ def test_every_verb_is_in_the_readme_or_the_docs() -> None:
     assert [verb for verb in VERBS if f"pocketdiff {verb} " not in text] == []
 
 
+def prose(page: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_to_a_file_and_a_section(page: str) -> None:
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    for target, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", text):
+    text = re.sub(rf"{URLS['Homepage']}/(blob|raw|tree)/main/", "", prose(page))
+    for link in re.findall(r"(?:\]\(|^\[.*\]: )([^)\s]+)", text, re.MULTILINE):
+        target, _, section = link.partition("#")
+        if target.startswith("https://"):
+            continue
         path = (ROOT / page).parent / target if target else ROOT / page
         assert path.exists(), target
         titles = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE) if section else []
         assert not section or section in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_readme_works_on_a_page_elsewhere() -> None:
+    """The package index shows it without the files around it."""
+    text = prose("README.md")
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))] == []
+    assert set(re.findall(r"\[((?:docs|examples)/[^\]]+)\](?!:)", text)) == set(re.findall(r"^\[(.+)\]: ", text, re.M))
+    assert all(url.startswith(URLS["Homepage"]) for url in URLS.values())
+
+
+def test_the_reading_path_has_its_stated_length() -> None:
+    path = prose("README.md").partition("To read the method")[2].partition("\n\n")[0]
+    stated = {name: int(count) for name, count in re.findall(r"`([\w/]+\.py)` \((\d+)", path)}
+    true = {name: len((ROOT / "src/pocketdiff" / name).read_text().splitlines()) for name in stated}
+    assert next(iter(stated)) == "schedule.py"
+    assert len(stated) > 8
+    assert all(count == pytest.approx(true[name], rel=0.1) for name, count in stated.items()), true
+    total = int(str(re.findall(r"about ([\d,]+) lines", path)[0]).replace(",", ""))
+    assert total == pytest.approx(sum(true.values()), rel=0.1), sum(true.values())

@@ -38,7 +38,7 @@ usage: pocketdiff VERB ... [--plugin MODULE] [--debug]
 
 {verbs}
 
-  pocketdiff train                                trains on MNIST for five minutes, into runs/laptop
+  pocketdiff train                                trains on MNIST, about five minutes on two cores
   pocketdiff sample runs/laptop --labels 3,1,4    draws these digits, into samples.png
   pocketdiff evaluate runs/laptop                 scores the model
   pocketdiff train --help                         explains the common flags; --help-all lists every flag

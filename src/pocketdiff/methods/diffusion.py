@@ -47,9 +47,9 @@ class DiffusionConfig(DenoiserConfig):
 
 # Times are of two CPU cores; docs/results.md has the machine, the spread and the commands.
 PRESETS = {
-    # A minute; Fréchet distance 2.84, label accuracy 99.2%.
+    # About a minute; Fréchet distance 2.84, label accuracy 99.2%.
     "quick": DiffusionConfig(images=22_000, batch=32, muon_lr=0.015, sampling=SamplingConfig(steps=10, scale=2.4)),
-    # Four minutes; 0.67, 99.1%.
+    # About five minutes; 0.67, 99.1%.
     "laptop": DiffusionConfig(),
     # The original experiment, every figure its own: docs/ddpm.md. A day or more; not yet run to its end.
     "ddpm": DiffusionConfig(
