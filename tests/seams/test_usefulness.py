@@ -19,8 +19,9 @@ class Linear(nn.Sequential):
     adam_only = ()
 
     def __init__(self, info: DataInfo) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(28 * 28, len(info.classes), bias=False))
-        nn.init.zeros_(self[1].weight)
+        linear = nn.Linear(28 * 28, len(info.classes), bias=False)
+        nn.init.zeros_(linear.weight)
+        super().__init__(nn.Flatten(), linear)
 
 
 @pytest.fixture(autouse=True)
