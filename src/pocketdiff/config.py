@@ -29,6 +29,8 @@ RunOrFile = Annotated[str, Metavar("RUN_OR_FILE")]
 
 MAX_PASSES = 200
 """The most passes over a small data set in a run whose length is the preset's."""
+NEUTRAL_SCALE = 1.5
+"""A guidance scale for data on which none was measured: nearly the best on Fashion-MNIST (docs/results.md)."""
 
 
 def _square(size: Any) -> Any:
@@ -177,7 +179,11 @@ class MethodConfig(Frozen):
         """
         if self.images is None or self.images <= MAX_PASSES * n:
             return self
-        return self.model_copy(update={"images": max(1, MAX_PASSES * n // self.batch) * self.batch})
+        return self.replace(images=max(1, MAX_PASSES * n // self.batch) * self.batch)
+
+    def with_neutral_scale(self) -> "MethodConfig":
+        """The config for data without a measured guidance scale: at most `NEUTRAL_SCALE`. Without guidance, itself."""
+        return self
 
     def learning_rate(self, seen: int, n: int) -> float:
         """Fraction of the peak learning rates after ``seen`` images, for a data set of ``n`` images."""
@@ -230,6 +236,11 @@ class DenoiserConfig(MethodConfig):
             raise ValueError("sampling.guide is for drawing only, because a model file must be complete on its own")
         self.sampling.grid(self.schedule)
         return self
+
+    def with_neutral_scale(self) -> "DenoiserConfig":
+        """As in `MethodConfig`."""
+        scale = min(self.sampling.scale, NEUTRAL_SCALE)
+        return self.replace(sampling=self.sampling.replace(scale=scale))
 
     def learning_rate(self, seen: int, n: int) -> float:
         """As in `MethodConfig`, with the warmup."""

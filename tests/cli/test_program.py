@@ -121,10 +121,10 @@ def test_an_own_sampler_from_a_file_draws(plugin: Path, finished: Path, tmp_path
     fails(capsys, words, 2, f"there is no sampler '{plugin.stem}'")
     paths = list(sys.path)
     assert run([*words, "--plugin", str(plugin), "--options", "share=0.25"]) == 0
-    assert f"{plugin.stem}, 2 steps, scale 2.4 (w = 1.4), share 0.25" in capsys.readouterr().out
+    assert f"{plugin.stem}, 2 steps, scale 1.5 (w = 0.5), share 0.25" in capsys.readouterr().out
     assert sys.path == paths
     assert run(["--plugin", str(plugin), *words, "--overwrite"]) == 0, "a second import does nothing"
-    assert f"{plugin.stem}, 2 steps, scale 2.4 (w = 1.4), seeds" in capsys.readouterr().out
+    assert f"{plugin.stem}, 2 steps, scale 1.5 (w = 0.5), seeds" in capsys.readouterr().out
 
 
 def test_plug_ins_show_up_in_the_help(plugin: Path, capsys) -> None:

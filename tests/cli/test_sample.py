@@ -22,7 +22,7 @@ def test_sample_needs_only_the_model_file(finished: Path, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert run(["sample", "moved.safetensors", "--labels", "3,1,4,1,5", "--seed", "7"]) == 0
     said = capsys.readouterr().out
-    assert said == "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 2.4 (w = 1.4), seeds 7 to 11\n"
+    assert said == "wrote samples.png: 5 images, dpmpp_2m, 2 steps, scale 1.5 (w = 0.5), seeds 7 to 11\n"
     with Image.open("samples.png") as picture:
         assert picture.size == (152 * 6, 32 * 6 + 20)  # One line of headings.
     assert run(["sample", "moved.safetensors", "--labels", "3,1", "--zoom", "4", "--plain", "--out", "plain.png"]) == 0
@@ -147,8 +147,8 @@ def test_guidance_settings_change_the_images_and_the_words(finished: Path, tmp_p
         assert run(["sample", str(finished), "--labels", "3", "--steps", "6", "--out", str(out), *words.split()]) == 0
         drawn[name] = np.load(out)["images"].astype(int)
     said = capsys.readouterr().out
-    assert "scale 2.4 (w = 1.4), guidance from 0.1 to 1, seeds" in said
-    assert f"scale 2.4 (w = 1.4), guided by {finished}, seeds" in said
+    assert "scale 1.5 (w = 0.5), guidance from 0.1 to 1, seeds" in said
+    assert f"scale 1.5 (w = 0.5), guided by {finished}, seeds" in said
     assert np.array_equal(drawn["everywhere"], drawn["plain"])
     assert not np.array_equal(drawn["interval"], drawn["plain"])
     assert abs(drawn["guide"] - drawn["off"]).max() <= 1, "a model that guides itself changes nothing"
@@ -218,5 +218,5 @@ def test_info_shows_what_a_model_is(finished: Path, capsys) -> None:
     assert run(["info", str(finished)]) == 0
     out = capsys.readouterr().out
     assert "\nclasses     10: 0, 1, 2" in out
-    assert "draws by    dpmpp_2m, 2 steps, scale 2.4 (w = 1.4), 4 network evaluations per image" in out
+    assert "draws by    dpmpp_2m, 2 steps, scale 1.5 (w = 0.5), 4 network evaluations per image" in out
     assert '"muon_lr": 0.015' in out

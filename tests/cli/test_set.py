@@ -21,8 +21,8 @@ def mine(finished: Path, tmp_path: Path) -> Path:
 
 def test_the_model_file_keeps_the_settings_and_its_weights_and_nothing_else_changes(mine: Path, capsys) -> None:
     before, old = contents(mine), pd.load(mine)
-    assert run(["set", str(mine), "--w", "0.5", "--steps", "3"]) == 0
-    was, now = "dpmpp_2m, 2 steps, scale 2.4 (w = 1.4)", "dpmpp_2m, 3 steps, scale 1.5 (w = 0.5)"
+    assert run(["set", str(mine), "--w", "1", "--steps", "3"]) == 0
+    was, now = "dpmpp_2m, 2 steps, scale 1.5 (w = 0.5)", "dpmpp_2m, 3 steps, scale 2 (w = 1)"
     assert capsys.readouterr().out == f"{mine} drew by {was}; it now draws by {now}\n"
     after, new = contents(mine), pd.load(mine)
     assert {name for name in after if after[name] != before.get(name)} == {"model.safetensors"}

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
+from pocketdiff.checkpoint import load
 from pocketdiff.cli import console, run, train as module
 from pocketdiff.data import load_data
 from pocketdiff.folder import RunFolder
@@ -307,7 +308,7 @@ def test_a_run_starts_from_another_ones_weights(finished: Path, data: Path, caps
 def test_another_config_or_data_in_the_same_folder_is_refused(finished: Path, data: Path, capsys, tmp_path) -> None:
     before = contents(finished)
     fails(
-        capsys, train_words(data, finished, "--seed", "7", "--scale", "3"), 2, "sampling.scale (2.4, 3.0), seed (0, 7)"
+        capsys, train_words(data, finished, "--seed", "7", "--scale", "3"), 2, "sampling.scale (1.5, 3.0), seed (0, 7)"
     )
     fails(capsys, train_words(data, finished, "--resume", "never"), 2, "--resume is never")
     images = np.load(data)["images"].copy()
@@ -604,8 +605,13 @@ def test_a_presets_length_is_shortened_for_a_small_set_and_given_values_are_kept
     assert capsys.readouterr().out.startswith("training on 1,984 images (198.4 passes over 10), ")
     assert run([*words, "--out", str(tmp_path / "one"), "--epochs", "1"]) == 0
     assert capsys.readouterr().out.startswith("training on 10 images (1 pass over 10), ")
-    assert run([*words, "--out", str(tmp_path / "given"), "--images", "2100", "--batch", "1050"]) == 0
+    assert load(tmp_path / "one").sampling.scale == 1.5, "the preset's scale is for MNIST"
+    assert run([*words, "--out", str(tmp_path / "given"), "--images", "2100", "--batch", "1050", "--scale", "3"]) == 0
     assert capsys.readouterr().out.startswith("training on 2,100 images (210 passes over 10), ")
+    assert load(tmp_path / "given").sampling.scale == 3
+    assert PRESETS["laptop"].with_neutral_scale() == PRESETS["laptop"]
+    assert PRESETS["ddpm"].with_neutral_scale() == PRESETS["ddpm"]
+    assert PRESETS["gan"].with_neutral_scale() == PRESETS["gan"]
 
 
 def test_a_length_in_epochs_or_over_many_images_stays() -> None:

@@ -63,6 +63,8 @@ def main(arguments: list[str]) -> int:
     data = load_data(config.data, config.size, config.seed)
     if not {"images", "epochs"} & given.keys():
         config = config.shortened(len(data.train))
+    if config.data != "mnist" and "sampling.scale" not in given:
+        config = config.with_neutral_scale()  # A preset's scale is for MNIST.
     name = preset if config.data == "mnist" else f"{preset}-{Path(config.data).stem}"
     out = options.out or Path("runs") / name
     if device.type == "cuda" and options.preset == "laptop":
