@@ -326,13 +326,13 @@ def main() -> None:
         for group, name, case in cases(bench, flags.quick):
             if flags.only not in group:
                 continue
-            tried[group] = tried.get(group, 0) + 1
+            tried[group], fault = tried.get(group, 0) + 1, ""
             try:
                 case()
             except CaseError as error:
-                failed[group] = failed.get(group, 0) + 1
-                print(f"FAILED: {group}{', ' if name else ''}{name}: {error}", flush=True)
+                failed[group], fault = failed.get(group, 0) + 1, f": {error}"
                 shutil.rmtree(bench.place / "run", ignore_errors=True)
+            print(f"{'FAILED' if fault else 'held'}: {', '.join(filter(None, [group, name]))}{fault}", flush=True)
     width = max(map(len, tried), default=0)
     print(f"\n{'case':{width}}  tried  failed")
     for group, count in tried.items():
