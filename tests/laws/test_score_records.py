@@ -169,13 +169,14 @@ TRIPLES = st.lists(st.floats(-1e308, 1e308) | HUGE.filter(lambda x: isinstance(x
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), max_size=3), st.none() | TRIPLES.map(sorted))
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), max_size=3), st.none() | TRIPLES)
 def test_scores_with_any_changes_are_compared_or_refused_in_one_sentence(
     changes: list[tuple[tuple[str, ...], Any]], estimate: list[float] | None
 ) -> None:
     score = json.loads(json.dumps(SCORE))
     if estimate is not None:
-        low, score["metrics"]["frechet_train"], high = estimate
+        low, value, high = sorted(estimate)
+        score["metrics"]["frechet_train"] = value
         score["intervals"]["frechet_train"] = [low, high]
     for (*parents, last), value in changes:
         part: Any = score

@@ -16,11 +16,20 @@ import torch
 from hypothesis import given, strategies as st
 
 from pocketdiff.checkpoint import load
+from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, load_data
 from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation import Comparison, Sample, ScoreFile, classifiers, compare, evaluate
 from pocketdiff.evaluation.classifiers import Classifiers, find_or_train_classifiers
-from pocketdiff.evaluation.comparison import Comparable, Entry, check_alike, difference, is_significant, pareto_front
+from pocketdiff.evaluation.comparison import (
+    Comparable,
+    Entry,
+    _common_scale,
+    check_alike,
+    difference,
+    is_significant,
+    pareto_front,
+)
 from pocketdiff.evaluation.distances import Estimate, share_estimate
 from pocketdiff.evaluation.pages import Picture, image_grid
 from pocketdiff.evaluation.records import ComparisonFile, metered
@@ -167,6 +176,20 @@ def test_the_table_of_differences_marks_the_significant_ones() -> None:
     assert "| label accuracy | near - nearer | +0.00% | -1.41% to +1.41% | |" in table
 
 
+def test_a_model_has_one_colour_in_all_plots_and_in_the_table() -> None:
+    page = Comparison([entry("a", 9.0, 10.0, 5.0), entry("b", 1.0, 90.0, 1.0), entry("c", 5.0, None, 3.0)]).page()
+    table, plots = page.split("<svg", 1)[0], page.split("<svg")[1:]
+    assert re.findall(r'class="dot" style="background: (#\w+)"></span> (\w)<', table) == [
+        ("#1f77b4", "a"), ("#ff7f0e", "b"), ("#2ca02c", "c")
+    ]  # fmt: skip
+    markers = [re.findall(r'<use [^>]*style="fill: (#\w+)[^>]*"/>', plot) for plot in plots]
+    shown = [[colour for colour in found if colour in {"#1f77b4", "#ff7f0e", "#2ca02c"}] for found in markers]
+    assert [list(dict.fromkeys(found)) for found in shown] == [
+        ["#1f77b4", "#ff7f0e"],
+        ["#1f77b4", "#ff7f0e", "#2ca02c"],
+    ]
+
+
 def test_every_metric_has_a_sentence_in_table_json_and_page() -> None:
     comparison = Comparison([entry("a", 1.0), entry("b", 9.0)])
     found = comparison.json()["how_to_read"]
@@ -195,6 +218,17 @@ def test_notes_name_the_pareto_fronts_and_different_machines() -> None:
     elsewhere = replace(entry("x", 1.0), training=SUMMARY.model_copy(update={"hardware": gpu}))
     said = "The runs were trained on different machines, so these times say little: a GPU, 2 threads; a processor"
     assert any(note.startswith(said) for note in Comparison([quick, elsewhere]).record.notes)
+    slower, faster = (
+        replace(entry(name, 1.0), training=SUMMARY.model_copy(update={"fp32_peak_flops": peak}))
+        for name, peak in (("slow", 2.0e11), ("fast", 2.4e11))
+    )
+    (said,) = (note for note in Comparison([slower, faster, elsewhere]).record.notes if "changed" in note)
+    assert said == (
+        "The speed of a processor, 2 threads changed between the runs, so compare their times with care: "
+        "200 GFLOP/s at the end of slow, 240 at the end of fast."
+    )
+    nearly = replace(faster, training=SUMMARY.model_copy(update={"fp32_peak_flops": 2.2e11}))
+    assert not any("changed" in note for note in Comparison([slower, nearly]).record.notes)
     drawn = Comparison([entry("a", 1.0), entry("b", 2.0, device="a GPU")])
     assert any(note.startswith("The runs were drawn on different machines") for note in drawn.record.notes)
 
@@ -243,16 +277,19 @@ def test_the_json_has_every_score_cost_and_difference() -> None:
     assert (gap["runs"], gap["difference"], gap["significant"]) == (["a", "b"], -1.0, True)
 
 
-def test_the_page_is_self_contained_and_shows_common_epochs(tiny_data: Dataset) -> None:
+def test_the_page_is_self_contained_and_shows_pictures_of_equal_training(tiny_data: Dataset) -> None:
     grid = image_grid(Sample(tiny_data.train.pixels, tiny_data.train.labels), tiny_data.info, range(10), 1)
-    pictures = {epoch: Picture(grid.data, f"epoch {epoch}", 9) for epoch in range(20)}
+    pictures = {1000 * epoch: Picture(grid.data, "w = 0.5", 9) for epoch in range(1, 21)}
     first = replace(entry("<one>", 1.0, drawing=None), parameters=7, grid=grid, pictures=pictures)
-    second = replace(first, name="two", pictures={epoch: pictures[epoch] for epoch in range(0, 20, 2)})
+    second = replace(first, name="two", pictures=dict.fromkeys((2600, 5000, 7000, 9000, 9900), pictures[1000]))
     third = entry("three", 3.0, seconds=None, drawing=None)
     page = Comparison([first, second, third], grid).page()
-    assert [f"<h3>Epoch {epoch + 1}</h3>" in page for epoch in range(20)] == [
-        epoch in (0, 6, 12, 18) for epoch in range(20)
-    ]
+    assert re.findall("<h3>After about (.*) images</h3>", page) == ["2,600", "7,000", "9,900"]
+    captions = re.findall("<figcaption>(.*), w = 0.5</figcaption>", page)
+    assert captions == [
+        "&lt;one&gt;, 3,000 images", "two, 2,600 images", "&lt;one&gt;, 7,000 images", "two, 7,000 images",
+        "&lt;one&gt;, 10,000 images", "two, 9,900 images",
+    ]  # fmt: skip
     assert "&lt;one&gt;" in page
     assert "<one>" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
@@ -344,7 +381,8 @@ def test_scores_are_those_of_evaluate_and_costs_those_of_the_run(
     assert record.runs["gan"].metrics["accuracy"] is None
     assert record.runs["gan"].costs["drawing_parameters"] == load(runs["gan"]).num_parameters
     assert comparison.page().count("<svg") == 2
-    assert "<h3>Epoch 1</h3>" in comparison.page()
+    assert "<h3>After about 300 images</h3>" in comparison.page(), "the first epoch is incomplete"
+    assert "<figcaption>tiny, 300 images, w = 2</figcaption>" in comparison.page()
 
 
 def test_models_in_memory_scores_and_files_are_compared(
@@ -362,6 +400,10 @@ def test_models_in_memory_scores_and_files_are_compared(
     assert same.runs["score"].metrics == same.runs["file"].metrics == same.runs["memory"].metrics
     assert same.runs["memory"].provenance.target == "memory"
     assert not any(row.significant for row in same.differences)
+    assert list(compare([load(runs["tiny"]), tmp_path / "a.json"], data, n=150, classifiers=nets).record.runs) == [
+        "model 1", "a"
+    ]  # fmt: skip
+    assert list(compare(str(tmp_path / "a.json")).record.runs) == ["a"]
     scores_alone = compare([tmp_path / "a.json"], progress=never).record
     assert scores_alone.runs["a"].metrics == score.metrics
 
@@ -420,7 +462,19 @@ def test_pictures_are_those_of_the_strength_nearest_to_the_models_scale(
     assert load(runs["tiny"]).sampling.scale == 2.4
     (found,) = compare([runs["tiny"]], data, n=150, classifiers=nets).entries
     assert {picture.alt for picture in found.pictures.values()} == {"w = 2"}
-    assert base64.b64decode(found.pictures[0].data) == RunFolder(runs["tiny"]).image(0, "_w2").read_bytes()
+    assert base64.b64decode(found.pictures[300].data) == RunFolder(runs["tiny"]).image(0, "_w2").read_bytes()
+
+
+def test_pictures_have_a_strength_that_all_runs_have(runs: dict[str, Path]) -> None:
+    models = {name: load(path) for name, path in runs.items()}
+    assert _common_scale([models["gan"]]) == 1.0
+    assert _common_scale([models["tiny"], models["gan"]]) == 3.0
+    other = load(runs["tiny"])
+    other.sampling = SamplingConfig(scale=1.4)
+    other.config = other.config.model_copy(update={"guidance_strengths": (0.0, 0.5), "sampling": other.sampling})
+    assert _common_scale([models["tiny"], other, models["gan"]]) == 1.5, (
+        "w = 2 is nearer to one, but the other lacks it"
+    )
 
 
 def test_names_that_cannot_be_printed_are_cleaned(runs: dict[str, Path], data: Dataset, nets: Classifiers) -> None:

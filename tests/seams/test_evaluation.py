@@ -14,7 +14,7 @@ from pocketdiff.data import Dataset, Images
 from pocketdiff.errors import EvaluationError
 from pocketdiff.evaluation import Evaluation, Sample, ScoreFile, Sweep, classifiers, evaluate, sweep
 from pocketdiff.evaluation.classifiers import Classifiers, find_or_train_classifiers
-from pocketdiff.evaluation.records import SweepFile
+from pocketdiff.evaluation.records import SweepFile, TrialRecord
 from pocketdiff.evaluation.sample import labels_like
 from pocketdiff.methods import PRESETS
 from pocketdiff.methods.diffusion import DiffusionConfig
@@ -213,14 +213,46 @@ def test_the_table_has_the_values_of_the_json(real: Evaluation) -> None:
     assert f"{metrics['accuracy']:.2%}" in table
     assert f"{metrics['frechet_train']:.3g}" in table
     verdict, _, headline, _, header, *rows = table.splitlines()
-    assert verdict == f"Verdict: {real.record.verdict}"
+    assert verdict == f"Verdict: {real.record.verdict}" == "Verdict: Close to real."
     assert "features-7852666c" in headline
     rows = rows[: rows.index("")]
     assert re.split(" {2,}", header.strip()) == [
         "value", "95% interval", "200 real images", "noise", "blurred", "shuffled labels"
     ]  # fmt: skip
     end = header.index("value") + len("value")
-    assert all(row[end - 1] != " " and row[end] == " " for row in rows), "columns must be aligned"
+    assert all(row[end - 1] != " " and row[end : end + 1] in {" ", ""} for row in rows), "columns must be aligned"
+
+
+def test_classes_of_few_images_have_a_reason_in_place_of_a_distance(real: Evaluation) -> None:
+    assert real.record.metrics["frechet_classes"] is None
+    why = "10 of 10 classes have fewer than 128 images, here or in the training split"
+    table, page = real.table(), real.page()
+    assert re.search(r"^Fréchet distance within classes, mean +-$", table, re.MULTILINE)
+    assert f"Fréchet distance within classes, mean: {why}." in table
+    assert why in page
+    header = re.search(r"<thead><tr><th>class</th>.*", page)
+    assert "Fréchet distance" not in header.group(), "a column without values is left out"
+    assert header.group().count("<th") == 5
+
+
+def test_real_images_stand_beside_the_images_in_the_same_layout(drawn: Evaluation) -> None:
+    page = drawn.page()
+    grids = re.findall(r'<img src="([^"]*)" alt="images of each class" width="(\d+)">', page)
+    assert len(grids) == 2
+    (_, width), (_, real_width) = grids
+    assert width == real_width
+    assert grids[0][0] != grids[1][0]
+    assert page.index("real images of the training split</figcaption>") < page.index("<h2>Scores</h2>")
+
+
+def test_every_figure_has_a_label_for_narrow_screens(real: Evaluation, swept: Sweep) -> None:
+    for page in (real.page(), swept.page()):
+        figures = re.findall(r"<td[^>]*class=\"figure\"[^>]*>", page)
+        assert figures
+        assert all('data-label="' in figure for figure in figures)
+    controls = real.page().split("label accuracy", 1)[1].partition("</tr>")[0]
+    labels = re.findall(r'data-label="([^"]*)"', controls)
+    assert labels == ["these images", "200 real images", "noise", "blurred", "shuffled labels"]
 
 
 class Balance(HTMLParser):
@@ -283,8 +315,8 @@ def test_a_page_shows_the_classes_that_occur(data: Dataset, nets: Classifiers) -
     info = data.info.model_copy(update={"classes": tuple(f"class {i}" for i in range(25))})
     sample = Sample(data.test.pixels, 20 + data.test.labels % 5)
     page = evaluate(sample, replace(data, info=info), classifiers=nets).page()
-    width = re.search(r'alt="images of each class" width="(\d+)"', page)
-    assert width.group(1) == str(2 * (5 * 30 + 2)), "one column for each of five classes"
+    widths = re.findall(r'alt="images of each class" width="(\d+)"', page)
+    assert widths == [str(2 * (5 * 30 + 2))] * 2, "one column for each of five classes, here and for real images"
 
 
 # Sweeps
@@ -361,22 +393,52 @@ def test_a_sweep_over_scales_alone_has_scales_on_its_axis(swept: Sweep) -> None:
 
 
 def test_a_sweep_names_the_nearest_trial_that_is_accurate_enough(swept: Sweep) -> None:
-    def trial(number: int, distance: float, accuracy: float):
+    def trial(number: int, distance: float, accuracy: float) -> TrialRecord:
         old = swept.record.trials[number]
         metrics = old.metrics | {"frechet_train": distance, "accuracy": accuracy}
         return old.model_copy(update={"metrics": metrics})
 
+    def of(trials: Sequence[TrialRecord], accuracy: float = 0.996) -> Sweep:
+        p = swept.record.provenance
+        network = p.label_network.model_copy(update={"accuracy": accuracy})
+        provenance = p.model_copy(update={"label_network": network})
+        return replace(swept, record=swept.record.model_copy(update={"trials": trials, "provenance": provenance}))
+
     trials = [trial(0, 0.3, 0.984), trial(1, 0.5, 0.986), trial(2, 0.4, 0.99)]
-    chosen = replace(swept, record=swept.record.model_copy(update={"trials": trials}))
-    assert chosen.best() == trials[2]
-    assert f"98.5% or more: {trials[2].drawing.how}." in chosen.table().splitlines()[-1]
-    assert f"98.5% or more: {trials[2].drawing.how}." in chosen.page()
-    none = replace(swept, record=swept.record.model_copy(update={"trials": trials[:1]}))
+    assert of(trials).best() == trials[2]
+    said = f"The smallest distance with a label accuracy of 98.5% or more: {trials[2].drawing.how}."
+    assert of(trials).table().splitlines()[0] == f"Verdict: {said}"
+    assert said in of(trials).page()
+    none = of(trials[:1])
     assert none.best() is None
-    assert "98.5%" not in none.table() + none.page()
+    said = f"No setting has a label accuracy of 98.5% or more: the highest is 98.4%, with {trials[0].drawing.how}."
+    assert none.table().startswith(f"Verdict: {said} Try a higher guidance scale, or train longer.\n")
+    assert said in none.page()
+    assert of(trials, accuracy=0.9).best() == trials[0], "the bar follows the accuracy of real images"
+    bare = [one.model_copy(update={"metrics": one.metrics | {"accuracy": None}}) for one in trials]
+    assert of(bare).best() == bare[0]
+    assert of(bare).verdict() == f"The smallest distance: {bare[0].drawing.how}."
 
 
 def test_a_gan_cannot_be_swept(gan: ImageModel, data: Dataset, nets: Classifiers) -> None:
     for models in ([gan, gan], []):
         with pytest.raises(EvaluationError, match="a sweep needs models with sampling settings"):
             sweep(models, data, n=128, classifiers=nets)
+
+
+def test_a_single_model_and_a_single_step_can_be_swept(model: ImageModel, data: Dataset, nets: Classifiers) -> None:
+    (way,) = ways(model, [{"steps": 1}])
+    (trial,) = sweep(way, data, n=128, classifiers=nets).record.trials
+    assert ", 1 step, " in trial.drawing.how
+
+
+def test_a_file_is_scored_against_its_own_data(
+    model: ImageModel, data: Dataset, nets: Classifiers, tmp_path, monkeypatch
+) -> None:
+    model.save(tmp_path / "m.safetensors")
+    monkeypatch.setattr("pocketdiff.evaluation.report.own_data", lambda _: data)
+    found = evaluate(str(tmp_path / "m.safetensors"), n=128, classifiers=nets).record
+    assert found.provenance.target == str(tmp_path / "m.safetensors")
+    assert found.metrics == evaluate(model, data, n=128, classifiers=nets).record.metrics
+    with pytest.raises(EvaluationError, match="images are scored against a data set: give one"):
+        evaluate(Sample(data.test.pixels), classifiers=nets, progress=never)
