@@ -99,6 +99,9 @@ def test_the_help_shows_each_default_once(capsys) -> None:
     assert "the end of the run always has one --" in text
     assert "--seed INT Decides the initial weights, the order of the images and all noise (default: 0)" in text
     assert "--mean, --schedule.mean FLOAT [lognormal] Mean of log sigma (default: 0)" in text
+    assert "--data SOURCE Data set" in text
+    assert "--interval, --sampling.interval LOW:HIGH Guidance only" in text
+    assert "--guide, --sampling.guide RUN_OR_FILE Autoguidance" in text
     assert "[karras] Larger: shorter steps at low noise; 1: even steps in sigma --" in text, "another kind's"
 
 

@@ -146,7 +146,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         """``-a, --all X`` and not ``-a X, --all X``, as Python 3.13 does."""
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
-        return f"{', '.join(self.names(action))} {self._format_args(action, str(action.metavar))}"
+        metavar = str(action.metavar)
+        values = metavar if ":" in metavar else self._format_args(action, metavar)  # LOW:HIGH is one word.
+        return f"{', '.join(self.names(action))} {values}"
 
     def names(self, action: argparse.Action) -> Sequence[str]:
         """The names of a flag to show."""
