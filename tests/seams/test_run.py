@@ -147,9 +147,9 @@ def test_pictures_say_what_they_show(finished: Run, tiny_data: Dataset, tmp_path
     digits = list("0123456789")
     slow: Any = finished.model.views()[1].slow
     assert said[0] == ("real: training images", digits)
-    assert said[-1] == ("generated: w = 0.5, epoch 2, 92 images seen", digits)
+    assert said[-1] == ("generated: epoch 2, w = 0.5, 92 images seen", digits)
     assert said[-5:-1] == [
-        (f"w = 0.5, epoch 2: step {step} of 3, noise level {sigma:.2g}", digits)
+        (f"epoch 2, w = 0.5: step {step} of 3, noise level {sigma:.2g}", digits)
         for step, sigma in enumerate(slow.grid())
     ]
 

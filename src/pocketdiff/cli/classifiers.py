@@ -15,7 +15,7 @@ class ClassifierOptions(DataOptions):
     of MNIST come with the package.
 
     Examples:
-      pocketdiff train-classifiers --data photos --size 32     into the cache, where evaluate looks
+      pocketdiff train-classifiers --data photos               into the cache, where evaluate looks
       pocketdiff train-classifiers --out weights               new ones of MNIST; the package's own are not changed
     """
 

@@ -73,7 +73,7 @@ class Gallery:
         below = self._sheet(self.real.first_of_each(self.classes), self.classes, "real: training images")
         paths = []
         for view in self.views:
-            where = ", ".join(filter(None, [view.caption, f"epoch {due.epoch}"]))
+            where = ", ".join(filter(None, [f"epoch {due.epoch}", view.caption]))
             grid, gif = self.folder.image(due.epoch, view.suffix), self.folder.gif(due.epoch, view.suffix)
             images: Any = None
             if due.gifs and view.slow is not None and (due.again or not gif.exists()):
