@@ -111,7 +111,7 @@ def lines(prefix: str) -> int:
 
 
 def test_command_line_and_evaluation_stay_small() -> None:
-    assert lines("cli/") + lines("evaluation/") <= 3_500
+    assert lines("cli/") + lines("evaluation/") <= 4_200
 
 
 # Exports

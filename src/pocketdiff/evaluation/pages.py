@@ -55,7 +55,7 @@ def image_grid(sample: Sample, info: DataInfo, classes: Sequence[int], zoom: int
     if not classes or sample.labels is None:
         return picture(sample.pixels[order[: 10 * _ROWS]], info, "images", 10, zoom)
     of_class = [order[sample.labels[order] == label][:_ROWS] for label in classes]
-    rows = max(map(len, of_class))
+    rows = max(1, *map(len, of_class))
     shown = torch.full((rows, len(classes), *sample.pixels.shape[1:]), 0 if info.ink else 255, dtype=torch.uint8)
     for column, indices in enumerate(of_class):
         shown[: len(indices), column] = sample.pixels[indices]

@@ -301,7 +301,7 @@ def sweep(
         EvaluationError: If a model has no sampling settings, or no sound score is possible.
     """
     began = time.perf_counter()
-    models = [models] if isinstance(models, ImageModel) else models
+    models = models if isinstance(models, Sequence) else [models]
     if not models or any(model.sampling is None for model in models):
         raise EvaluationError("a sweep needs models with sampling settings; use evaluate for others")
     for model in models:
