@@ -27,8 +27,9 @@ LONG = ("--images", "40000", "--checkpoint-every", "1000000", "--pictures-every"
 
 
 def test_unprintable_characters_are_shown_as_escapes(capsys) -> None:
-    strange, shown = "a\x1b[31mb\r\x9b\u202e\udc80 é\nc", r"a\x1b[31mb\r\x9b\u202e\udc80 é" + "\nc"
+    strange, shown = "a\x1b[31mb\r\x9b\u202e é\nc", r"a\x1b[31mb\r\x9b\u202e é" + "\nc"
     assert visible(strange) == shown
+    assert visible("\udc80") == r"\udc80", "a byte of a path that is not UTF-8"
     console.show_messages()
     console.say(strange)
     console.warn(strange)
