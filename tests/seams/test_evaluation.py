@@ -165,6 +165,8 @@ def test_a_small_test_split_gives_no_baseline(data: Dataset, nets: Classifiers) 
     for text in (evaluation.table(), evaluation.page(), record.verdict):
         assert "None: it needs 128 real test images to compare with, and the data set has 50." in text
     assert "<h2>Memorization</h2>" not in evaluation.page()
+    labelled = evaluate(Sample(data.test.pixels, data.test.labels), few, classifiers=nets)
+    assert "<h2>Classes</h2>" in labelled.page()
 
 
 def test_copies_and_blank_images_cause_a_warning(data: Dataset, nets: Classifiers, caplog) -> None:
