@@ -44,8 +44,8 @@ COSTS = {
 FRONTS = ("training_seconds", "sampling_seconds")
 """The costs that the distance is plotted against."""
 _N, _K = "number of images (n)", "neighbourhood size (k)"
-_ZOOM = 2
-"""Scale factor of a run's pictures."""
+_WIDTH = 640
+"""The widest that a run's picture is on the page, in pixels."""
 _POINTS = 4
 """The most points of the training at which pictures are shown."""
 _DRIFT = 1.15
@@ -298,7 +298,7 @@ def _pictures(folder: RunFolder, model: ImageModel, scale: float) -> dict[int, P
         for epoch, path in folder.image_epochs(view.suffix).items():
             with contextlib.suppress(OSError), Image.open(path) as image:  # A damaged picture is not shown.
                 seen = min((epoch + 1) * n, model.config.length(n))  # The last epoch can be incomplete.
-                found[seen] = Picture.of(path.read_bytes(), view.caption, image.width // _ZOOM)
+                found[seen] = Picture.of(path.read_bytes(), view.caption, min(image.width, _WIDTH))
     return found
 
 
