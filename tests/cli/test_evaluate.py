@@ -170,7 +170,7 @@ def test_classifiers_are_trained_where_there_are_none_and_kept(
     assert found["metrics"]["frechet_test"] is None, "forty test images are too few"
     assert found["real_baseline"] == {}
     assert scored(target, file, tmp_path)["metrics"] == found["metrics"]
-    assert "training" not in capsys.readouterr().out
+    assert "training both classifiers" not in capsys.readouterr().out
 
 
 def test_the_classifiers_have_a_command_of_their_own(file: Path, tmp_path, capsys, short_training) -> None:
