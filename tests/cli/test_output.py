@@ -161,6 +161,7 @@ def test_a_terminal_that_is_closed_ends_a_run_safely(tiny_file: Path, tmp_path: 
     out = tmp_path / "run"
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # These tests may run under nohup.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         os.execve(sys.executable, [*PROGRAM, *train_words(tiny_file, out, *LONG)], environment)
     while not RunFolder(out).metrics.exists():

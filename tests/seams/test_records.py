@@ -45,7 +45,7 @@ def test_the_machine_is_described_in_the_systems_words() -> None:
     assert found.cpu
     assert found.threads == torch.get_num_threads()
     assert found.device == "cpu"
-    assert str(found) == f"{found.cpu}, {found.threads} threads"
+    assert str(found) == f"{found.cpu}, {found.threads} thread{'s' * (found.threads != 1)}"
     info = Path("/proc/cpuinfo")
     if info.exists() and "vendor_id" in (text := info.read_text()):
         assert found.vendor == re.search(r"vendor_id\s*: (.*)", text)[1]  # type: ignore[index]
