@@ -318,6 +318,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only cases with both streams broken in the same way")
     parser.add_argument("--only", default="", help="only groups whose name contains this")
     flags = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The harness itself may run under nohup.
     torch.set_num_threads(1)  # As in the processes, so that models can be compared bit for bit.
     tried: dict[str, int] = {}
     failed: dict[str, int] = {}
