@@ -1,6 +1,6 @@
 """Diffusion: a denoiser trained on noisy images (Ho et al. 2020; Karras et al. 2022)."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor
 
 from pocketdiff import rng
-from pocketdiff.config import DenoiserConfig, SamplingConfig
+from pocketdiff.config import DenoiserConfig, RunOrFile, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import WEIGHTINGS, Denoiser
 from pocketdiff.errors import RequestError
-from pocketdiff.frozen import Filled
+from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
 from pocketdiff.methods.source import start_weights, take, weights_sha256
 from pocketdiff.model import DiffusionModel
@@ -32,12 +32,13 @@ class DiffusionConfig(DenoiserConfig):
     """Weight of the loss by noise level; uniform: each paper's simple loss."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Fraction of the images that are trained without their label, which guidance needs."""
-    init_from: str | None = None
+    init_from: RunOrFile | None = None
     """Starts from the weights of this run or model file, also for other data and classes; none: new weights."""
-    init_sha256: Annotated[str | None, Filled()] = None
+    init_sha256: Annotated[Sha256 | None, Filled()] = None
     """Of these weights; the run fills it in."""
     lr_by_epoch: bool = False
     """Whether the learning rate changes only between epochs, instead of at each step."""
+    common: ClassVar = (*DenoiserConfig.common, "init_from")
 
     def learning_rate(self, seen: int, n: int) -> float:
         """As in `DenoiserConfig`, by steps or by epochs."""
