@@ -35,8 +35,8 @@ def tile(images: Pixels, columns: int, ink: bool, zoom: int = 1) -> Image.Image:
 
 
 def zoom(columns: int, width: int) -> int:
-    """The scale factor, 1 to 6, at which a grid of images of this width is about 900 pixels wide."""
-    return max(1, min(6, round(_WIDTH / (columns * (width + _GAP) + _GAP))))
+    """The scale factor, 1 to 6, at which a grid of images of this width is about 900 pixels wide, or an image 200."""
+    return max(1, min(6, 200 // width, round(_WIDTH / (columns * (width + _GAP) + _GAP))))
 
 
 def captioned(grid: Image.Image, above: str = "", headings: Sequence[str] = ()) -> Image.Image:

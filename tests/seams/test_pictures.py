@@ -78,6 +78,7 @@ def test_a_grid_is_enlarged_to_about_900_pixels() -> None:
     assert [pictures.zoom(columns, width) for columns, width in ((10, 28), (20, 28), (40, 28), (1, 16), (10, 64))] == [
         3, 2, 1, 6, 1,
     ]  # fmt: skip
+    assert pictures.zoom(2, 64) == 3, "an image is at most about 200 pixels wide"
 
 
 def test_the_frames_of_a_gif_may_differ_in_width() -> None:
