@@ -44,8 +44,8 @@ COSTS = {
 FRONTS = ("training_seconds", "sampling_seconds")
 """The costs that the distance is plotted against."""
 _N, _K = "number of images (n)", "neighbourhood size (k)"
-_WIDTH = 640
-"""The widest that a run's picture is on the page, in pixels."""
+_WIDTH = 350
+"""The widest that a run's picture is on the page, in pixels: three stand side by side. Its caption is below it."""
 _POINTS = 4
 """The most points of the training at which pictures are shown."""
 _DRIFT = 1.15
