@@ -384,6 +384,7 @@ def test_every_metric_says_how_to_read_it() -> None:
     ("n", "seed", "cas", "fault"),
     [
         (127, 0, False, "n = 127: a score needs 128 images or more"),
+        (10**12, 0, False, "n = 1000000000000: a score takes at most 1,000,000 images"),
         (128, -1, False, "seed = -1: must be from 0"),
         (128, 2**31, False, "must be from 0 to 2.31 - 1"),
         (128, 0, True, "cas: the images has no labels for a classifier to learn from"),

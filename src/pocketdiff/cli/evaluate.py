@@ -17,7 +17,7 @@ from pocketdiff.data import Dataset, Side, load_data, load_images
 from pocketdiff.evaluation import Evaluation, Sample, Sweep, evaluate, sweep
 from pocketdiff.evaluation.classifiers import MIN_IMAGES
 from pocketdiff.evaluation.records import TrialRecord
-from pocketdiff.evaluation.sample import own_data
+from pocketdiff.evaluation.sample import MAX_IMAGES, own_data
 from pocketdiff.folder import RunFolder
 from pocketdiff.frozen import Frozen
 from pocketdiff.model import ImageModel
@@ -40,7 +40,7 @@ class DataOptions(Frozen):
 class ScoreOptions(DataOptions):
     """Scores: how many images are scored, and which."""
 
-    n: Annotated[int, Field(ge=MIN_IMAGES)] = 10_000
+    n: Annotated[int, Field(ge=MIN_IMAGES, le=MAX_IMAGES)] = 10_000
     """Images to score, at most."""
     seed: Annotated[int, Field(ge=0, lt=2**30)] = 0
     """Seed of the images and of the bootstrap."""

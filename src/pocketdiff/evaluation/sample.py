@@ -21,6 +21,8 @@ from pocketdiff.progress import Progress, silent
 from pocketdiff.records import hardware
 
 log = logging.getLogger(__name__)
+MAX_IMAGES = 1_000_000
+"""The most images of a score: all of them are in memory."""
 _MUST_MATCH = {"channels", "height", "width", "classes"}
 
 
@@ -77,6 +79,8 @@ def check_request(
     """
     if n < MIN_IMAGES:
         raise EvaluationError(f"n = {n}: a score needs {MIN_IMAGES} images or more")
+    if n > MAX_IMAGES:
+        raise EvaluationError(f"n = {n}: a score takes at most {MAX_IMAGES:,} images")
     if not 0 <= seed < 2**31:
         raise EvaluationError(f"seed = {seed}: must be from 0 to 2^31 - 1")
     if isinstance(target, Sample):
