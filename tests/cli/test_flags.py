@@ -218,8 +218,8 @@ COMMON = ["data", "size", "augment", "images", "epochs", "batch", "seed", "evalu
 @pytest.mark.parametrize(
     ("preset", "more", "default"),
     [
-        ("quick", "widths sampler steps scale w", "--batch INT Images in an optimizer step (default: 32)"),
-        ("ddpm", "n-feat sampler steps scale w", "--epochs INT Length of the run in epochs, instead of"),
+        ("quick", "init-from widths sampler steps scale w", "--batch INT Images in an optimizer step (default: 32)"),
+        ("ddpm", "init-from n-feat sampler steps scale w", "--epochs INT Length of the run in epochs, instead of"),
         ("consistency", "teacher widths sampler steps scale w", "--teacher RUN_OR_FILE The teacher"),
         ("gan", "generator discriminator", "--generator INT [INT ...] Widths"),
         ("gan-conditional", "widths", "--widths INT [INT ...] Channels"),
