@@ -47,7 +47,12 @@ def learning_rate(progress: float, warmup: float) -> float:
 
     ``progress`` is the completed fraction of the run, in [0, 1); ``warmup`` is the fraction in which the rate rises.
     """
-    return min(1.0, (progress + 1e-3) / (warmup + 1e-3)) * (1 - progress)
+    return rise(progress, warmup) * (1 - progress)
+
+
+def rise(progress: float, warmup: float) -> float:
+    """Fraction of the peak learning rate in a linear warmup, 1 after it; the arguments are those of `learning_rate`."""
+    return min(1.0, (progress + 1e-3) / (warmup + 1e-3))
 
 
 def take_step(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pocketdiff.checkpoint import read_checkpoint
-from pocketdiff.config import SamplingConfig
+from pocketdiff.config import MethodConfig, SamplingConfig
+from pocketdiff.data import Dataset
 from pocketdiff.methods.diffusion import DiffusionConfig
 from pocketdiff.methods.gan import GanConfig
 from pocketdiff.nets.gan import MlpGanConfig
@@ -49,6 +51,22 @@ def finish(run: Run) -> Run:
     for _ in run:
         pass
     return run
+
+
+def finished_run(config: MethodConfig, data: Dataset, folder: Path) -> Run:
+    """A run trained to its end, for fixtures of a module: they do not wait for the measurement of the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pocketdiff.run.run.fp32_peak", lambda device: 1e11)
+        return finish(Run(config, data, folder))
+
+
+def stopped_and_finished(config: MethodConfig, data: Dataset, folder: Path, stops: tuple[int, ...]) -> Run:
+    """A run that was left after each of these steps, and continued by a new object each time."""
+    for stop in (*stops, None):
+        for report in Run(config, data, folder):
+            if report.step == stop:
+                break
+    return Run(config, data, folder)
 
 
 def assert_ends_like(run: Run, other: Run) -> None:

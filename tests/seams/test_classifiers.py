@@ -420,7 +420,7 @@ def accuracies(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The learning rate of each step of a training of 100 steps with 20 checks, two of which make a plateau."""
+    """The learning rate at each of 100 steps, with 20 checks; two checks without a better accuracy are a plateau."""
     found: list[float] = []
     monkeypatch.setattr(classifiers, "_BATCH", 4)
     monkeypatch.setattr(classifiers, "_CHECKS", 20)

@@ -20,7 +20,7 @@ from pocketdiff.methods.consistency import ConsistencyConfig
 from pocketdiff.methods.diffusion import DiffusionConfig
 from pocketdiff.run import Run
 from tests.helpers import flip_bit
-from tests.seams.runs import CONFIG, GAN, assert_ends_like, contents, finish, log
+from tests.seams.runs import CONFIG, GAN, assert_ends_like, contents, finish, finished_run, log
 
 EVERY = CONFIG.replace(pictures_every=1, gifs_every=1)
 """Pictures at every epoch, whatever the length."""
@@ -29,9 +29,7 @@ EVERY = CONFIG.replace(pictures_every=1, gifs_every=1)
 @pytest.fixture(scope="module")
 def finished(tiny_data: Dataset, tmp_path_factory) -> Run:
     """A finished run of 92 images, which no test changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pocketdiff.run.run.fp32_peak", lambda device: 1e11)
-        return finish(Run(EVERY, tiny_data, tmp_path_factory.mktemp("runs") / "short"))
+    return finished_run(EVERY, tiny_data, tmp_path_factory.mktemp("runs") / "short")
 
 
 @pytest.fixture

@@ -40,15 +40,13 @@ from pocketdiff.records import Summary
 from pocketdiff.run import Run
 from pocketdiff.run.gallery import Due, Gallery
 from tests.helpers import assert_same, trained
-from tests.seams.runs import CONFIG, GAN, assert_ends_like, contents, finish, log
+from tests.seams.runs import CONFIG, GAN, assert_ends_like, contents, finish, finished_run, log, stopped_and_finished
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_data: Dataset, tmp_path_factory) -> Run:
     """A finished run, which no test changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pocketdiff.run.run.fp32_peak", lambda device: 1e11)
-        return finish(Run(CONFIG, tiny_data, tmp_path_factory.mktemp("runs") / "whole"))
+    return finished_run(CONFIG, tiny_data, tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.fixture
@@ -597,13 +595,7 @@ def test_a_consistency_model_is_distilled_from_a_run(finished: Run, tiny_data: D
         f"image_ep{epoch}{view}.png" for epoch in range(3) for view in ("_1step", "_2steps")
     }
     assert (whole.config.net, whole.config.teacher_scale) == (CONFIG.net, CONFIG.sampling.scale)  # type: ignore[attr-defined]
-    broken = Run(config, tiny_data, tmp_path / "broken")
-    for stop in (3, 7, None):
-        for report in broken:
-            if report.step == stop:
-                break
-        broken = Run(config, tiny_data, tmp_path / "broken")
-    assert_ends_like(broken, whole)
+    assert_ends_like(stopped_and_finished(config, tiny_data, tmp_path / "broken", (3, 7)), whole)
     other = Run(CONFIG.model_copy(update={"seed": 1}), tiny_data, tmp_path / "other")
     finish(other)
     shutil.copy(other.folder.model, teacher / "model.safetensors")

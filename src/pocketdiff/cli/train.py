@@ -29,7 +29,7 @@ class TrainOptions(Frozen):
     Examples:
       pocketdiff train                                      MNIST, about five minutes on two cores, into runs/laptop
       pocketdiff train --preset quick --seed 1 --out runs/a
-      pocketdiff train --preset quick --images 44000        goes on with the finished run in runs/quick
+      pocketdiff train --preset quick --images 44000        continues the finished run in runs/quick
       pocketdiff train --data photos                        your own: one sub-folder of PNG or JPEG images per class
       pocketdiff train --data photos --init-from runs/other-photos
                                                             starts from the weights of another run

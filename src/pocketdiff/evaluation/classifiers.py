@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pocketdiff import rng
 from pocketdiff.data import DataInfo, Dataset, Images, to_data_units
 from pocketdiff.errors import CheckpointError, EvaluationError
-from pocketdiff.optim import make_optimizers, take_step
+from pocketdiff.optim import make_optimizers, rise, take_step
 from pocketdiff.progress import Progress, silent
 from pocketdiff.tensors import fingerprint, read_tensors, write_tensors
 
@@ -167,7 +167,7 @@ def train_classifier(
         net.zero_grad(set_to_none=True)
         loss = F.cross_entropy(net(_jittered(x, seed, seen // _BATCH) if jitter else x), label)
         loss.backward()
-        warm = min(1.0, (seen / planned + 1e-3) / (_WARMUP + 1e-3))
+        warm = rise(seen / planned, _WARMUP)
         take_step(optimizers, warm if waiting else warm * (1 - (seen - fall) / (end - fall)))
         before, seen = seen, ahead[-1] + 1
         if waiting and seen // every > before // every:

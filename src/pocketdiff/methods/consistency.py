@@ -116,7 +116,7 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
         top = config.sampling.grid(config.schedule)[0]
         sigma = config.levels(rng.stratified(config.seed, rng.Stream.LEVEL, indices)).clamp(max=top)
         sigma[rng.uniform(config.seed, rng.Stream.DROP, indices) < config.highest] = top
-        later = bool(config.parts) and indices.start >= config.parts[0]  # An added part goes on with the last hop.
+        later = bool(config.parts) and indices.start >= config.parts[0]  # An added part keeps the last hop.
         lower = self._lower(sigma, 1.0 if later else batch.progress, config)
         sigma, lower = sigma.float().to(x0.device), lower.float().to(x0.device)
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
