@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from pocketdiff import shipped
 from pocketdiff.config import MethodConfig, SamplingConfig
 from pocketdiff.data import DataInfo
 from pocketdiff.errors import CheckpointError, RequestError
@@ -181,12 +182,14 @@ def read_run_config(folder: RunFolder) -> RunConfig | None:
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
-    """Loads a trained model from a model file or a finished run's folder: ``load("runs/laptop")([3, 1, 4])``.
+    """Loads a trained model: a model file, a finished run's folder, or, by its name, one that comes with the package:
+    ``load("mnist")([3, 1, 4])``. A run or a file of that name in the working directory comes first.
 
     Raises:
         CheckpointError: If there is no model, the file is damaged, or it needs a plug-in that is not available.
     """
-    path, folder = Path(path), RunFolder(path)
+    path = shipped.find(path)
+    folder = RunFolder(path)
     if path.is_dir() and not folder.model.exists():
         fault = "is an unfinished run; train it to its end first" if folder.is_run() else "holds no model file"
         fault = f"the model file is missing; {_REMAKE}" if folder.summary.exists() else fault
@@ -194,7 +197,10 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
     finished = path.is_dir() and folder.summary.exists()
     path = folder.model if path.is_dir() else path
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file; give a model file or the folder of a finished run")
+        names = ", ".join(shipped.names())
+        raise CheckpointError(
+            f"{path}: no such file; give a model file, the folder of a finished run, or a model of the package: {names}"
+        )
     try:
         tensors, about = read_tensors(path)
     except CheckpointError as error:
@@ -214,10 +220,10 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> ImageModel:
         if about.get("kind") != config.train.kind:
             raise ValueError("kind and config differ")
         with shapes_only():  # A small file may ask for a large network.
-            wanted = _shapes(_new_model(config).net.state_dict())
+            wanted = _layout(_new_model(config).net.state_dict())
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {_reason(about, error)}") from error
-    if differing := sorted(name for name, _ in wanted.items() ^ _shapes(tensors).items()):
+    if differing := sorted(name for name, _ in wanted.items() ^ _layout(tensors).items()):
         name = differing[0]
         raise CheckpointError(f"{path}: its config does not fit its tensor {name!r}; use the version that wrote it")
     model = _new_model(config)
@@ -242,11 +248,12 @@ def keep_sampling(path: Path | str, sampling: SamplingConfig) -> ImageModel:
     The file is replaced as a whole, with the same weights. A run's ``config.json`` stays as it is.
 
     Raises:
-        RequestError: If the model has no sampling settings, the settings do not fit, or they name a guide: a model
-            file must be complete on its own.
+        RequestError: If the model has no sampling settings or comes with the package, the settings do not fit, or they
+            name a guide: a model file must be complete on its own.
         CheckpointError: As `load`.
         OSError: If the file cannot be written.
     """
+    check_changeable(path)
     model = load(path)
     if model.sampling is None:
         raise RequestError(f"{path}: draws in one step and has no sampling settings")
@@ -254,8 +261,19 @@ def keep_sampling(path: Path | str, sampling: SamplingConfig) -> ImageModel:
         model.config = model.config.model_validate({**dict(model.config), "sampling": sampling})
     except ValidationError as error:
         raise RequestError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    model.save(RunFolder(path).model if Path(path).is_dir() else path)
+    file = RunFolder(path).model if Path(path).is_dir() else Path(path)
+    half = torch.float16 in {tensor.dtype for tensor in read_tensors(file)[0].values()}
+    model.save(file, half=half)
     return model.with_sampling(sampling)
+
+
+def check_changeable(path: Path | str) -> None:
+    """Raises RequestError if a path or a name means a model of the package."""
+    if shipped.is_shipped(shipped.find(path)):
+        raise RequestError(
+            f"{path}: comes with the package and cannot be changed; give the settings when you draw, or change a copy: "
+            f"pocketdiff.load({str(path)!r}).save('mine.safetensors')"
+        )
 
 
 def _new_model(config: RunConfig) -> ImageModel:
@@ -263,8 +281,10 @@ def _new_model(config: RunConfig) -> ImageModel:
     return method.model(method.build(config.train, config.data), config.train, config.data)
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and types; float16 counts as float32, because a model file may store it in place of that."""
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    return {name: (shape, torch.float32 if of == torch.float16 else of) for name, (shape, of) in found.items()}
 
 
 def _reason(about: object, error: Exception) -> str:

@@ -20,7 +20,7 @@ from pocketdiff.frozen import Frozen
 from pocketdiff.guidance import DenoiseFn, guide
 from pocketdiff.registry import plugins
 from pocketdiff.samplers import Step
-from pocketdiff.tensors import write_tensors
+from pocketdiff.tensors import in_half, write_tensors
 
 CHUNK = 256  # The most images in one batch of drawing, which bounds the memory.
 CPU_CHUNK = 64  # The same on a CPU: as fast, and the first images are there sooner.
@@ -146,11 +146,13 @@ class ImageModel(ABC):
         for at in range(0, len(wanted), size):
             yield self._draw(wanted[at : at + size], keys[at : at + size])
 
-    def save(self, path: Path | str) -> None:
-        """Writes a model file: weights, config and facts of the data, under one SHA-256.
+    def save(self, path: Path | str, *, half: bool = False) -> None:
+        """Writes a model file: weights, config and facts of the data, under one SHA-256. ``half`` stores the weights as
+        float16, in half the space; `load` makes float32 of them again.
 
         Raises:
             PluginError: If the config does not build the network, so that the file could not be loaded.
+            RequestError: If float16 cannot hold a weight.
             TrainingError: If a weight is not finite.
             OSError: If the file cannot be written.
         """
@@ -162,7 +164,8 @@ class ImageModel(ABC):
             )
         config, info = (record.model_dump(mode="json") for record in (self.config, self.info))
         about = {"format": FORMAT, "kind": self.config.kind, "train": config, "data": info, **plugins(self.config)}
-        write_tensors(Path(path), self.net.state_dict(), about)
+        weights = self.net.state_dict()
+        write_tensors(Path(path), in_half(weights) if half else weights, about)
 
     def facts(self) -> dict[str, str]:
         """The lines of ``pocketdiff info``."""

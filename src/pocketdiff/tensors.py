@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pocketdiff.errors import CheckpointError, TrainingError
+from pocketdiff.errors import CheckpointError, RequestError, TrainingError
 from pocketdiff.files import write_file
 
 _METADATA_KEY = "pocketdiff"
@@ -39,6 +39,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if sha256 != fingerprint(tensors, about):
         raise CheckpointError(f"{path}: its content is not what was saved; copy the file again")
     return tensors, about
+
+
+def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with float16 in place of float32; raises RequestError if a finite value is beyond its range."""
+    halves = {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
+    if large := [name for name, half in halves.items() if (half.isinf() & tensors[name].isfinite()).any()]:
+        raise RequestError(f"{large[0]} has values that float16 cannot hold (beyond 65,504); save it in full precision")
+    return halves
 
 
 def fingerprint(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:

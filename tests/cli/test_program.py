@@ -197,8 +197,12 @@ def test_a_plug_in_needs_a_name_and_hides_no_other_module(tmp_path, capsys) -> N
         ("train --data /nowhere", "/nowhere"),
         ("import-ddpm /nowhere.pth", "/nowhere.pth: no such file"),
         ("import-ddpm x.pth --out model.pth", "must end in .safetensors"),
-        ("sample", "required: RUN_OR_FILE"),
+        ("info", "required: RUN_OR_FILE"),
         ("sample /nowhere", "/nowhere: no such file"),
+        (
+            "sample --labels 1 nowhere",
+            "nowhere: no such file; give a model file, the folder of a finished run, or a model",
+        ),
         ("sample x --per-label 0", "--per-label 0"),
         ("sample x --out a.bmp", "--out a.bmp: must end in .png, .gif or .npz"),
         ("sample x --seed -1", "--seed -1"),

@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from PIL import Image, ImageSequence
 
 import pocketdiff
+from pocketdiff import shipped
 from pocketdiff.cli import run
 from pocketdiff.cli.flags import UsageError
 from pocketdiff.cli.sample import parse_labels
@@ -28,6 +29,30 @@ def test_sample_needs_only_the_model_file(finished: Path, tmp_path, monkeypatch,
     assert run(["sample", "moved.safetensors", "--labels", "3,1", "--zoom", "4", "--plain", "--out", "plain.png"]) == 0
     with Image.open("plain.png") as picture:
         assert picture.size == (62 * 4, 32 * 4)
+
+
+def test_sample_without_a_target_draws_with_the_model_of_the_package(tmp_path, monkeypatch, capsys) -> None:
+    """From any folder, and with the target before or after the flags."""
+    monkeypatch.chdir(tmp_path)
+    for number, words in enumerate(
+        ["--labels 3,1", "mnist --labels 3,1", "--labels 3,1 mnist", "--labels 3,1 --plain"]
+    ):
+        assert run(["sample", *words.split(), "--out", f"{number}.png"]) == 0
+    assert capsys.readouterr().out.startswith("wrote 0.png: 2 images, ")
+    first, *others = (Path(f"{number}.png").read_bytes() for number in range(4))
+    assert [other == first for other in others] == [True, True, False]
+
+
+def test_info_shows_where_a_model_of_the_package_comes_from(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["info", "mnist"]) == 0
+    out, known = capsys.readouterr().out, shipped.about(shipped.find("mnist"))
+    for training in known.training:
+        assert f"{training.summary.training_seconds:.0f} s on {training.summary.hardware}" in out
+        assert all(f"{command}\n" in out for command in training.commands)
+    assert f"\nscores      of {known.scores.n:,} images, seed {known.scores.seed}, by features-" in out
+    assert f"label accuracy {known.scores.metrics['accuracy']:.2%} (real images 99." in out
+    assert f"\nsha256      {known.sha256}\n" in out
 
 
 def test_existing_files_are_not_overwritten(finished: Path, tmp_path, capsys) -> None:

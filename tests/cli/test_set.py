@@ -67,6 +67,14 @@ def test_a_model_in_one_step_has_no_settings(unlabelled: Path, capsys) -> None:
         pd.keep_sampling(unlabelled, pd.SamplingConfig())
 
 
+@pytest.mark.parametrize("words", ["set mnist --scale 1", "evaluate mnist --scales 1,2 --keep-best"])
+def test_a_model_of_the_package_is_not_changed(words: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(
+        capsys, words.split(), 2, "mnist: comes with the package and cannot be changed; give the settings when you draw"
+    )
+
+
 # --keep-best
 
 SWEEP = ["--n", "128", "--scales", "1,1.5", "--steps", "2"]

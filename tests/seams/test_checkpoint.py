@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from pocketdiff import checkpoint, files, tensors
 from pocketdiff.checkpoint import Checkpoint, RunConfig
 from pocketdiff.data import Dataset
-from pocketdiff.errors import CheckpointError, TrainingError
+from pocketdiff.errors import CheckpointError, RequestError, TrainingError
 from pocketdiff.folder import RunFolder
 from pocketdiff.guidance import guide
 from pocketdiff.methods.diffusion import DiffusionConfig
@@ -308,6 +308,64 @@ def test_fields_of_the_first_version_keep_their_meaning() -> None:
     """``even_levels`` is called ``stratified`` now."""
     configs: list[Any] = [checkpoint.load(OLD / f"{name}.safetensors").config for name in ("diffusion", "ddpm")]
     assert [config.stratified for config in configs] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["diffusion", "ddpm", "gan", "mlp"])
+def test_half_precision_halves_the_file_and_hardly_changes_the_images(name: str, tmp_path: Path) -> None:
+    """ddpm has counters, which stay integers."""
+    model, path = checkpoint.load(OLD / f"{name}.safetensors"), tmp_path / "half.safetensors"
+    model.save(path, half=True)
+    assert {tensor.dtype for tensor in load_file(path).values()} <= {torch.float16, torch.int64}
+    half = checkpoint.load(path)
+    assert {weight.dtype for weight in half.net.parameters()} == {torch.float32}
+    for key, tensor in model.net.state_dict().items():
+        torch.testing.assert_close(half.net.state_dict()[key], tensor, rtol=2**-11, atol=2**-25)
+    labels = list(range(10)) if model.conditional else [model.null] * 10
+    assert (half(labels).int() - model(labels).int()).abs().max() <= 2
+    half.save(tmp_path / "again.safetensors", half=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_the_files_of_half_precision_are_half_as_large(drawing: DiffusionModel, model: Path, tmp_path: Path) -> None:
+    drawing.save(tmp_path / "half.safetensors", half=True)
+    numbers = sum(tensor.numel() for tensor in load_file(model).values())
+    header = len(str(tensors.read_tensors(model)[1]))
+    assert model.stat().st_size - (tmp_path / "half.safetensors").stat().st_size == pytest.approx(
+        2 * numbers, abs=header
+    )
+
+
+def test_kept_settings_keep_the_precision(drawing: DiffusionModel, tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    drawing.save(path, half=True)
+    checkpoint.keep_sampling(path, drawing.sampling.replace(steps=1))
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(65_520.0, "that float16 cannot hold"), (torch.nan, "is not finite"), (torch.inf, "is not")]
+)
+def test_weights_that_half_precision_cannot_hold_are_not_saved(
+    value: float, message: str, drawing: DiffusionModel, tmp_path: Path
+) -> None:
+    weight = drawing.net.state_dict()["net.first.weight"]
+    weight[0, 0, 0, 0] = 65_504.0
+    drawing.save(tmp_path / "largest.safetensors", half=True)
+    assert checkpoint.load(tmp_path / "largest.safetensors").net.state_dict()["net.first.weight"].max() == 65_504
+    weight[0, 0, 0, 0] = value
+    with pytest.raises((RequestError, TrainingError), match=message) as error:
+        drawing.save(tmp_path / "half.safetensors", half=True)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["largest.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64, torch.bool])
+def test_a_model_file_with_weights_of_another_type_is_refused(dtype: torch.dtype, model: Path) -> None:
+    held, about = tensors.read_tensors(model)
+    name = "net.first.weight"
+    tensors.write_tensors(model, {**held, name: held[name].to(dtype)}, about)
+    with pytest.raises(CheckpointError, match=f"its config does not fit its tensor '{name}'"):
+        checkpoint.load(model)
 
 
 def test_the_same_weights_give_the_same_file(model: Path, drawing: DiffusionModel, tmp_path: Path) -> None:

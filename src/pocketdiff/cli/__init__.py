@@ -38,8 +38,9 @@ usage: pocketdiff VERB ... [--plugin MODULE] [--debug]
 
 {verbs}
 
+  pocketdiff sample --labels 3,1,4                draws these digits with the model of the package, into samples.png
   pocketdiff train                                trains on MNIST, about five minutes on two cores
-  pocketdiff sample runs/laptop --labels 3,1,4    draws these digits, into samples.png
+  pocketdiff sample runs/laptop --labels 3,1,4    draws with that model
   pocketdiff evaluate runs/laptop                 scores the model
   pocketdiff train --help                         explains the common flags; --help-all lists every flag
 

@@ -21,8 +21,8 @@ WRITTEN: dict[str, Callable[[Comparison], str]] = {
 
 class CompareOptions(ScoreOptions):
     """Scores models alike and shows them side by side: realism, variety, labels, and what training and drawing cost.
-    Differences that exceed their confidence interval are marked. RUN is a finished run, a model file, or a file of
-    evaluate --json.
+    Differences that exceed their confidence interval are marked. RUN is a finished run, a model file, a model of
+    the package (mnist), or a file of evaluate --json.
 
     Examples:
       pocketdiff compare runs/gan runs/gan-conditional runs/laptop --out report

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pocketdiff.checkpoint import keep_sampling, load
+from pocketdiff.checkpoint import check_changeable, keep_sampling, load
 from pocketdiff.cli.console import Bar, cache_folder, check_free, finish, pick_device, say
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.cli.sample import DEFAULTS, sampled
@@ -66,7 +66,7 @@ class SweepOptions(Frozen):
 class EvaluateOptions(ScoreOptions, SweepOptions):
     """Scores images against a data set: how realistic they are, how varied, whether they show the right class, and
     whether they are copies. Every score is shown with the score of as many real images. TARGET is a finished run, a
-    model file, an .npz file or a folder of images.
+    model file, a model of the package (mnist), an .npz file or a folder of images.
 
     Examples:
       pocketdiff evaluate runs/laptop                              a table, in a few minutes
@@ -136,6 +136,8 @@ def _scored(options: EvaluateOptions, given: Given) -> Evaluation | Sweep:
         data = load_set(options)
         target = Sample(*load_images(name, data.info))
     else:
+        if options.keep_best:
+            check_changeable(path)
         model = load(path, pick_device(options.device))
         models = sampled(model, _combinations(options, lists, given), settings, path)
         if options.keep_best and len(models) < 2:

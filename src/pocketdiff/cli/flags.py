@@ -196,8 +196,11 @@ def parse(
         for leaf in here:
             field = options.model_fields[leaf.path]
             if any(isinstance(mark, Positional) for mark in field.metadata):
-                parser.add_argument(leaf.path, metavar=leaf.metavar, nargs=leaf.nargs, help=leaf.help)
-                named += f" {leaf.metavar}{f' [{leaf.metavar} ...]' if leaf.nargs else ''}"
+                optional = not field.is_required()
+                nargs, text = ("?", f"{leaf.help} (default: {field.default})") if optional else (leaf.nargs, leaf.help)
+                parser.add_argument(leaf.path, metavar=leaf.metavar, nargs=nargs, help=text, default=argparse.SUPPRESS)
+                shown = f"{leaf.metavar}{f' [{leaf.metavar} ...]' if leaf.nargs else ''}"
+                named += f" [{shown}]" if optional else f" {shown}"
             else:
                 default = _ABSENT if field.default is None or leaf.annotation is bool else field.default
                 _add(group, leaf, [leaf.flag], leaf.path, default, "store_true")
@@ -207,7 +210,8 @@ def parse(
         count = sum(bool(action.option_strings) for action in parser._actions) - 1
         parser.epilog = f"{parser.epilog}\n{parser.prog} --help-all lists all {count} flags\n"
     parser.usage = f"{parser.prog}{named} [flags]"
-    namespace, unknown = parser.parse_known_args(list(arguments))
+    # Flags first: otherwise argparse takes an optional word to be left out when a flag comes before it.
+    namespace, unknown = parser.parse_known_intermixed_args(list(arguments))
     if unknown:
         names = [flag.removeprefix("--") for flag in parser._option_string_actions]
         near = [f"--{name}" for name in similar(unknown[0].partition("=")[0], names, SYNONYMS)]

@@ -34,6 +34,7 @@ class SampleOptions(Frozen):
     flag.
 
     Examples:
+      pocketdiff sample --labels 3,1,4                                  with the model that comes with the package
       pocketdiff sample runs/laptop                                     four of each class, into samples.png
       pocketdiff sample runs/laptop --labels 3,1,4,1,5 --out pi.png     only these, in this order
       pocketdiff sample runs/laptop --labels 0-9 --out digits.gif       the denoising
@@ -42,8 +43,8 @@ class SampleOptions(Frozen):
       pocketdiff sample runs/laptop --sampler ancestral --steps 50 --options eta=0.5 --interval 0.3:3
     """
 
-    model: Annotated[Path, Positional("RUN_OR_FILE")]
-    """The folder of a finished run, or a model file."""
+    model: Annotated[Path, Positional("RUN_OR_FILE")] = Path("mnist")
+    """The folder of a finished run, a model file, or the name of a model of the package."""
     labels: Annotated[str | None, Metavar("LIST")] = None
     """Classes by name or index, such as 0-9 or 3,1,4,1,5 (default: all)."""
     per_label: Annotated[int | None, Field(ge=1)] = None
