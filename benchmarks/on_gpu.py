@@ -39,6 +39,7 @@ import training  # noqa: F401 (sets OpenMP before torch's first work)
 
 import pocketdiff as pd
 from pocketdiff import plots
+from pocketdiff.cli.console import INTERRUPTED, Stop
 from pocketdiff.config import MethodConfig
 from pocketdiff.errors import EvaluationError, PocketdiffError, SamplingError
 from pocketdiff.evaluation.classifiers import find_or_train_classifiers
@@ -133,10 +134,10 @@ class Bench:
     """The folder of the results, and what all parts need."""
 
     def __init__(
-        self, out: Path, size: Size, data: pd.Dataset, device: str, minutes: float, n: int | None = None
+        self, out: Path, size: Size, data: pd.Dataset, device: str, minutes: float, n: int | None, stop: Stop
     ) -> None:
         self.out, self.size, self.data, self.device, self.minutes = out, size, data, device, minutes
-        self.began, self._said, self._n = time.monotonic(), 0.0, n
+        self.began, self._said, self._n, self._stop = time.monotonic(), 0.0, n, stop
         for name in ("runs", "models", "scores", "pictures", "cache"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -146,7 +147,8 @@ class Bench:
         return self.minutes - (time.monotonic() - self.began) / 60
 
     def tick(self, what: str, done: int, total: int) -> None:
-        """Says from time to time how far the work is; raises OutOfTime when no time is left."""
+        """Says from time to time how far the work is; raises KeyboardInterrupt after a signal, OutOfTime without time."""
+        self._stop.check()
         if self.left <= 0:
             raise OutOfTime
         if time.monotonic() > self._said + 30:
@@ -609,14 +611,16 @@ def main() -> None:
         data = pd.Dataset.from_arrays(*few)
     limit = math.inf if flags.size == "cpu" else 25.0
     minutes = limit if flags.minutes is None else flags.minutes
-    bench, faults = Bench(flags.out, size, data, device, minutes, flags.n), dict[str, str]()
-    try:
-        work(bench, faults)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues")
-        raise SystemExit(130) from None
-    finally:
-        report(bench, faults)
+    faults: dict[str, str] = {}
+    with Stop() as stop:  # A step is finished before the call ends: a run that is interrupted inside one is not saved.
+        bench = Bench(flags.out, size, data, device, minutes, flags.n, stop)
+        try:
+            work(bench, faults)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues")
+            raise SystemExit(INTERRUPTED) from None
+        finally:
+            report(bench, faults)
     print(f"wrote {flags.out / 'report.md'} and {flags.out / 'results.json'}")
     raise SystemExit(1 if faults else 0)
 

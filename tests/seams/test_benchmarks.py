@@ -27,4 +27,4 @@ def test_help_is_an_answer_without_any_work(name: str, tmp_path: Path, monkeypat
 
 
 def test_there_are_benchmarks() -> None:
-    assert {"frames.py", "judge.py", "presets.py", "throughput.py"} <= set(SCRIPTS)
+    assert {"equal_time.py", "judge.py", "on_gpu.py", "presets.py", "throughput.py"} <= set(SCRIPTS)

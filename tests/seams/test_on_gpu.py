@@ -27,7 +27,7 @@ def call(on_gpu: Any, monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
     return int(left.value.code or 0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_stops_lose_nothing_and_what_is_done_is_skipped(on_gpu: Any, tmp_path: Path, monkeypatch, capsys) -> None:
     stops, trained = list(STOPS), list[tuple[str, int]]()
     tick = on_gpu.Bench.tick
