@@ -147,7 +147,12 @@ class Bench:
         return self.minutes - (time.monotonic() - self.began) / 60
 
     def tick(self, what: str, done: int, total: int) -> None:
-        """Says from time to time how far the work is; raises KeyboardInterrupt after a signal, OutOfTime without time."""
+        """Says from time to time how far the work is.
+
+        Raises:
+            KeyboardInterrupt: After a signal.
+            OutOfTime: When no time is left.
+        """
         self._stop.check()
         if self.left <= 0:
             raise OutOfTime
