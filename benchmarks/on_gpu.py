@@ -76,8 +76,8 @@ class Size:
     """The parts, most important first, with estimated times; those of a GPU are not measured yet."""
     drawing: float
     """Minutes for drawing the images of all scores of the ddpm preset."""
-    least: int = 150
-    """The fewest images in a score."""
+    least: int = 128
+    """The fewest images that a score can have."""
     epochs: tuple[int, ...] = (0, 1, 5, 10, 19)
     """The epochs of the ddpm preset that are shown and scored, counted from 0; its run ends with the last."""
     lengths: tuple[int, ...] = (10, 20)
@@ -121,7 +121,7 @@ def tiny(size: Size) -> Size:
         "laptop": small,
     }
     return replace(
-        size, minutes=dict.fromkeys(size.minutes, 0.0), drawing=0, least=128, epochs=(0, 1), lengths=(1,), points=2,
+        size, minutes=dict.fromkeys(size.minutes, 0.0), drawing=0, epochs=(0, 1), lengths=(1,), points=2,
         seconds=0.05, drawn=8, equal=256, equal_n=128, changes=changes,
     )  # fmt: skip
 
@@ -241,7 +241,7 @@ class Bench:
 
     @cached_property
     def n(self) -> int:
-        """Images in a score: as many as the ddpm preset can draw in the time that `Size.drawing` allows."""
+        """Images in a score: the number that the ddpm preset can draw in `Size.drawing` minutes."""
         if (found := self.result("plan")) is None:
             found = self._planned() if self._n is None else {"n": self._n}
             self.keep("plan", found)
