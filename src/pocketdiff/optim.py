@@ -11,15 +11,17 @@ from pocketdiff.errors import PluginError
 
 
 def make_optimizers(
-    net: nn.Module, muon_lr: float | None, adam_lr: float, adam_beta2: float = 0.99
-) -> list[torch.optim.Optimizer]:
+    net: nn.Module, muon_lr: float | None, adam_lr: float, betas: tuple[float, float] = (0.9, 0.99),
+    momentum: float = 0.95,
+) -> list[torch.optim.Optimizer]:  # fmt: skip
     """Muon for the hidden weights of two or more dimensions, Adam for all other parameters.
 
     Args:
         net: A network with an attribute ``adam_only``: the names of modules or parameters that Muon does not suit.
         muon_lr: Peak learning rate of Muon; None: Adam trains all parameters.
         adam_lr: Peak learning rate of Adam.
-        adam_beta2: Decay of Adam's average of squared gradients.
+        betas: Decays of Adam's averages of gradients and of squared gradients.
+        momentum: Decay of Muon's average of gradients.
 
     Returns:
         Muon and Adam, or Adam alone. Every parameter group has its ``peak_lr``, which `take_step` scales.
@@ -38,8 +40,8 @@ def make_optimizers(
     for name, parameter in named.items():
         use_muon = muon_lr is not None and parameter.ndim >= 2 and not name.startswith(prefixes)
         (hidden if use_muon else rest).append(parameter)
-    adam = torch.optim.Adam([{"params": rest, "peak_lr": adam_lr}], adam_lr, betas=(0.9, adam_beta2), fused=True)
-    return [adam] if muon_lr is None else [Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr), adam]
+    adam = torch.optim.Adam([{"params": rest, "peak_lr": adam_lr}], adam_lr, betas=betas, fused=True)
+    return [adam] if muon_lr is None else [Muon([{"params": hidden, "peak_lr": muon_lr}], muon_lr, momentum), adam]
 
 
 def learning_rate(progress: float, warmup: float) -> float:
@@ -79,22 +81,24 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (torch's signature)
-        """Takes one step with the current gradients."""
+        """Takes one step with the current gradients. Weights without a gradient stay as they are."""
         for group in self.param_groups:
-            # Small matrices of the same shape are orthogonalized in one call, which is faster.
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+            averages, gradients = [self.state[weight]["momentum"] for weight in weights], [w.grad for w in weights]
+            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+            # Matrices of the same shape are orthogonalized in one call, which is faster.
             stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                stacks.setdefault(ahead.shape, []).append((parameter, ahead))
+            for weight, ahead in zip(weights, torch._foreach_lerp(gradients, averages, group["momentum"]), strict=True):
+                matrix = ahead.flatten(1)
+                stacks.setdefault(matrix.shape, []).append((weight, matrix))
             for (height, width), stack in stacks.items():
                 stretch = max(1.0, height / width) ** 0.5
-                updates = orthogonalize(torch.stack([ahead for _, ahead in stack]))
-                for (parameter, _), update in zip(stack, updates, strict=True):
-                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * stretch)
+                updates = orthogonalize(torch.stack([matrix for _, matrix in stack]))
+                for (weight, _), update in zip(stack, updates, strict=True):
+                    weight.add_(update.view_as(weight), alpha=-group["lr"] * stretch)
 
 
 def orthogonalize(matrix: Float[Tensor, "*stack m n"]) -> Float[Tensor, "*stack m n"]:
@@ -109,12 +113,15 @@ def orthogonalize(matrix: Float[Tensor, "*stack m n"]) -> Float[Tensor, "*stack 
         return orthogonalize(matrix.mT).mT
     matrix = matrix / (torch.linalg.matrix_norm(matrix, keepdim=True) + 1e-7)
     gram = matrix @ matrix.mT
-    total = eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    for _ in range(5):
-        factor = 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
-        total = factor @ total
-        gram = factor @ gram @ factor
-    return total @ matrix
+    total = eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    for _ in range(4):
+        factor = _factor(gram, eye)
+        total, gram = factor @ total, factor @ gram @ factor
+    return _factor(gram, eye) @ total @ matrix
+
+
+def _factor(gram: Tensor, eye: Tensor) -> Tensor:
+    return 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
 
 
 def ema_decay(step: int, power: float | None) -> float:

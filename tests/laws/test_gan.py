@@ -16,7 +16,8 @@ from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, Images, to_data_units
 from pocketdiff.errors import CheckpointError, RequestError, TrainingError
 from pocketdiff.methods.diffusion import PRESETS as DIFFUSION_PRESETS
-from pocketdiff.methods.gan import PRESETS, GanConfig, GanModel, gradient_penalty
+from pocketdiff.methods.game import gradient_penalty
+from pocketdiff.methods.gan import PRESETS, GanConfig, GanModel
 from pocketdiff.model import build_denoiser
 from pocketdiff.nets.gan import LOSSES, ConvGanConfig, Gan, MlpGanConfig, Verdict
 from tests.helpers import (

@@ -16,7 +16,7 @@ from pocketdiff.config import MethodConfig
 from pocketdiff.data.augment import flip
 from pocketdiff.evaluation.distances import frechet_distance
 from pocketdiff.methods import METHODS
-from pocketdiff.methods.gan import gradient_penalty
+from pocketdiff.methods.game import gradient_penalty
 from pocketdiff.methods.loop import Method
 from pocketdiff.model import ImageModel
 from pocketdiff.nets.gan import nonsaturating

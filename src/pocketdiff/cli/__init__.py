@@ -11,6 +11,7 @@ from pocketdiff.errors import PluginError, PocketdiffError
 
 VERBS = {
     "train": ("train a model on a data set, or continue an unfinished run", "pocketdiff.cli.train"),
+    "distill": ("make a model that draws in one or two evaluations", "pocketdiff.cli.distill"),
     "sample": ("draw images with a trained model", "pocketdiff.cli.sample"),
     "evaluate": ("score a model, or any images: realism, variety, labels, copies", "pocketdiff.cli.evaluate"),
     "compare": ("compare models: scores, costs, pictures", "pocketdiff.cli.compare"),
@@ -25,6 +26,7 @@ SYNONYMS = {
     "train": "fit learn run resume finetune fine-tune",
     "sample": "generate gen draw create synthesize",
     "evaluate": "test eval score fid metrics validate",
+    "distill": "consistency turbo lcm student",
     "compare": "diff versus vs",
     "info": "show inspect describe print cat",
     "set": "configure config update edit",

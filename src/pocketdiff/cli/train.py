@@ -4,9 +4,12 @@ import contextlib
 from pathlib import Path
 from typing import Annotated
 
+import torch
+
 from pocketdiff.cli.console import INTERRUPTED, Bar, Stop, amount, cache_folder, pick_device, say, warn
 from pocketdiff.cli.flags import Metavar, UsageError, apply, parse, peek
-from pocketdiff.data import load_data
+from pocketdiff.config import MethodConfig
+from pocketdiff.data import Dataset, load_data
 from pocketdiff.frozen import Frozen
 from pocketdiff.methods import PRESETS
 from pocketdiff.methods.loop import StepReport
@@ -35,8 +38,6 @@ class TrainOptions(Frozen):
                                                             starts from the weights of another run
       pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
       pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
-      pocketdiff train --preset consistency --teacher runs/laptop
-                                                            a model that draws in one or two steps
       pocketdiff train --preset ddpm                        the original experiment, a day or more; small, two minutes:
       pocketdiff train --preset ddpm --out runs/small --n-feat 16 --epochs 1 --timesteps 100 --beta-end 0.08 \
           --batch 128 --adam-lr 2e-3
@@ -69,9 +70,14 @@ def main(arguments: list[str]) -> int:
     out = options.out or Path("runs") / name
     if device.type == "cuda" and options.preset == "laptop":
         say("there is a GPU here: --preset gpu trains a larger model on it")
+    return train(config, data, out, device, options.resume)
+
+
+def train(config: MethodConfig, data: Dataset, out: Path, device: torch.device, resume: str) -> int:
+    """Trains in the folder ``out``, or continues there, with a bar; returns the exit status."""
     with Bar() as bar, Stop() as stop:
         screen = _Screen(bar, stop)
-        run = Run(config, data, out, device=device, resume=options.resume, cache=cache_folder(), progress=screen)
+        run = Run(config, data, out, device=device, resume=resume, cache=cache_folder(), progress=screen)
         if run.finished:
             unchanged = "" if run.resumed_from else ", and nothing was changed"
             say(f"{out} is finished{unchanged}; its model is {run.folder.model}")
@@ -92,7 +98,7 @@ def main(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             pass  # While it drew or scored; the run has saved itself, as it does after a break.
     if run.summary is None:
-        again = "the same command" if options.resume == "auto" else "the same command with --resume auto"
+        again = "the same command" if resume == "auto" else "the same command with --resume auto"
         say(f"stopped, and saved as {run.saved}; {again} continues from there" if run.saved else "stopped")
         return INTERRUPTED
     _report(run, run.summary)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pocketdiff.config import MethodConfig
+from pocketdiff.methods.adversarial import Adversarial
 from pocketdiff.methods.consistency import Consistency
 from pocketdiff.methods.diffusion import Diffusion
 from pocketdiff.methods.gan import GanMethod
@@ -11,8 +12,9 @@ from pocketdiff.methods.loop import Method
 from pocketdiff.registry import Registry
 
 METHODS: Registry[Method[Any]] = Registry(
-    "method", "pocketdiff.methods", {"diffusion": Diffusion(), "gan": GanMethod(), "consistency": Consistency()}
-)
+    "method", "pocketdiff.methods",
+    {"diffusion": Diffusion(), "gan": GanMethod(), "consistency": Consistency(), "adversarial": Adversarial()},
+)  # fmt: skip
 
 
 class _Presets(Mapping[str, MethodConfig]):

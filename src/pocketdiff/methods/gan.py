@@ -1,46 +1,31 @@
-"""Generative adversarial networks: a plain one, and a small conditional one of today.
-
-Generator and discriminator step at the same time, along gradients of one forward pass through both: the single-step
-method of Nowozin et al. 2016 (f-GAN, algorithm 1). A step that cannot be taken leaves both networks unchanged.
-"""
+"""Generative adversarial networks: a plain one, and a small conditional one of today."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pocketdiff import rng
-from pocketdiff.config import MethodConfig
 from pocketdiff.data import DataInfo, to_data_units
+from pocketdiff.methods.game import GameConfig, play
 from pocketdiff.methods.loop import Batch, Losses, Method, TrainState
 from pocketdiff.model import ImageModel, build_net, to_bytes
 from pocketdiff.nets import GANS, GanNet
-from pocketdiff.nets.gan import LOSSES, ConvGanConfig, Gan, GanLosses, MlpGanConfig
-from pocketdiff.registry import Named, OneOf
+from pocketdiff.nets.gan import ConvGanConfig, Gan, MlpGanConfig
+from pocketdiff.registry import OneOf
 
 
-class GanConfig(MethodConfig):
+class GanConfig(GameConfig):
     """One training run of a GAN."""
 
     kind: Literal["gan"] = "gan"
     net: Annotated[GanNet, OneOf(GANS)] = ConvGanConfig()
     """Generator and discriminator."""
-    loss: Annotated[str, Named(LOSSES)] = "relativistic"
-    """The adversarial loss."""
-    classification: float = Field(0.3, ge=0, allow_inf_nan=False)
-    """Weight of the classification loss, where the discriminator also predicts classes; 0: no such loss."""
-    gradient_penalty: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Weight of the gradient penalty at real and at generated images (R1 and R2); 0: no penalty."""
-    penalty_every: int = Field(8, ge=1)
-    """Steps between two penalties; the weight of each is multiplied by this."""
     generator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of the generator's Adam."""
-    discriminator_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
-    """Peak learning rate of the discriminator's Adam."""
     adam_beta1: float = Field(0.0, ge=0, lt=1)
     """Decay of Adam's average of gradients."""
     adam_beta2: float = Field(0.99, ge=0, lt=1)
@@ -115,42 +100,10 @@ class GanMethod(Method[GanConfig]):
 
     def backward(self, state: TrainState, batch: Batch, config: GanConfig) -> Losses:
         """Fills the gradients of both networks."""
-        gan: Gan = state.net
-        generator, discriminator = (list(net.parameters()) for net in (gan.generator, gan.discriminator))
         x0, label = to_data_units(batch.pixels), batch.label
         z = rng.normal(config.seed, rng.Stream.LATENT, batch.indices, (config.net.latent,)).to(x0.device)
-        fake = gan.generator(z, label)
-        both = torch.cat([x0, fake]), torch.cat([label, label])
-        verdict = gan.discriminator(*both)
-        loss = LOSSES.find(config.loss)(*verdict.real.chunk(2))
-        losses = {"discriminator_loss": loss.discriminator.detach(), "generator_loss": loss.generator.detach()}
-        if config.classification and verdict.classes is not None:
-            wrong = (F.cross_entropy(classes, label) for classes in verdict.classes.chunk(2))
-            loss = GanLosses(*(game + config.classification * task for game, task in zip(loss, wrong, strict=True)))
-        of_generator = torch.autograd.grad(loss.generator, generator, retain_graph=True)
-        of_discriminator = torch.autograd.grad(loss.discriminator, discriminator, materialize_grads=True)
-        if config.gradient_penalty and state.step % config.penalty_every == 0:
-            penalty = gradient_penalty(gan.discriminator, both[0].detach(), both[1])
-            # Twice the mean over both halves is R1 and R2 together.
-            weighted = config.gradient_penalty * config.penalty_every * 2 * penalty
-            more = torch.autograd.grad(weighted, discriminator, materialize_grads=True)
-            of_discriminator = tuple(torch._foreach_add(of_discriminator, more))
-        for weight, gradient in zip([*generator, *discriminator], [*of_generator, *of_discriminator], strict=True):
-            weight.grad = gradient
-        return losses
+        return play(state.net, x0, state.net.generator(z, label), label, config, state.step)
 
     def model(self, module: Gan, config: GanConfig, info: DataInfo) -> GanModel:
         """The model that draws with the generator's weights."""
         return GanModel(module.generator, config, info)
-
-
-def gradient_penalty(
-    discriminator: nn.Module, x: Float[Tensor, "b c h w"], label: Int[Tensor, " b"]
-) -> Float[Tensor, ""]:
-    """Half the squared norm of the logit's gradient with respect to the image, averaged over the images. Sources:
-    Mescheder et al. 2018, equations 9 (R1, of real images) and 10 (R2, of generated ones); Karras et al. 2020,
-    appendix B, for every few steps.
-    """
-    x = x.requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(x, label).real.sum(), x, create_graph=True)
-    return gradient.square().sum() / (2 * len(x))

@@ -113,7 +113,7 @@ class DenoiserMethod(Method[AnyDenoiserConfig]):
         """Muon and Adam; the network is compiled if the config says so."""
         if config.compile:
             net.net.compile()
-        return make_optimizers(net.net, config.muon_lr, config.adam_lr, config.adam_beta2)
+        return make_optimizers(net.net, config.muon_lr, config.adam_lr, (0.9, config.adam_beta2))
 
 
 def batches(config: MethodConfig, data: Images, state: TrainState) -> Iterator[Batch]:
