@@ -171,7 +171,7 @@ class ConvGenerator(nn.Module):
         for below, width in pairwise(reversed(widths)):
             grow.append(nn.Sequential(nn.Conv2d(below, width * FOLD**2, 1), nn.PixelShuffle(FOLD)))
         self.grow = nn.ModuleList(grow)
-        self.blocks = nn.ModuleList(Block(width, embedding) for width in reversed(widths))
+        self.blocks = nn.ModuleList(Block(width, width, embedding) for width in reversed(widths))
         self.last = nn.Sequential(
             nn.GroupNorm(widths[0] // 8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels * FOLD**2, 3, padding=1)
         )

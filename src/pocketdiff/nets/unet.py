@@ -84,17 +84,13 @@ class UNet(nn.Module):
 
 
 class Level(nn.Module):
-    """One level of the U-Net, with skip connections between its blocks, and the smaller levels inside it.
-
-    A skip connection is the sum of two features, scaled to keep their variance. Concatenation makes a training step a
-    quarter slower, and in the same time the network learns less (benchmarks/LOG.md).
-    """
+    """One level of the U-Net, with skip connections between its blocks, and the smaller levels inside it."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, embedding: int) -> None:
         super().__init__()
         width, *deeper = widths
-        self.down = nn.ModuleList(Block(width, embedding) for _ in range(blocks))
-        self.up = nn.ModuleList(Block(width, embedding) for _ in range(blocks))
+        self.down = nn.ModuleList(Block(width, width, embedding) for _ in range(blocks))
+        self.up = nn.ModuleList(Block(2 * width, width, embedding) for _ in range(blocks))
         self.inner = None
         if deeper:
             self.shrink = nn.Conv2d(width * FOLD**2, deeper[0], 1)
@@ -110,31 +106,32 @@ class Level(nn.Module):
         if self.inner is not None:
             h = F.pixel_shuffle(self.grow(self.inner(self.shrink(F.pixel_unshuffle(h, FOLD)), emb)), FOLD)
         for block in self.up:
-            h = block((h + skips.pop()) / 2**0.5, emb)
+            h = block(torch.cat([h, skips.pop()], 1), emb)
         return h
 
 
 class Block(nn.Module):
     """A residual block with adaptive group norm: the embedding scales and shifts the second convolution's input.
 
-    The last convolution is zero-initialized: a new block is the identity.
+    The last convolution is zero-initialized: a new block with equal ``inputs`` and ``outputs`` is the identity.
     Source: Dhariwal and Nichol 2021, section 3.
     """
 
-    def __init__(self, width: int, embedding: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(width // 8, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.modulate = zeroed(nn.Linear(embedding, 2 * width))
-        self.norm2 = nn.GroupNorm(width // 8, width, affine=False)
-        self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.norm1 = nn.GroupNorm(inputs // 8, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulate = zeroed(nn.Linear(embedding, 2 * outputs))
+        self.norm2 = nn.GroupNorm(outputs // 8, outputs, affine=False)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
-        """Features of the same shape."""
+    def forward(self, x: Float[Tensor, "b i h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b o h w"]:
+        """Features with ``outputs`` channels."""
         scale, shift = self.modulate(emb)[:, :, None, None].chunk(2, 1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return x + self.conv2(F.silu(h))
+        return self.skip(x) + self.conv2(F.silu(h))
 
 
 class Embedding(nn.Module):
