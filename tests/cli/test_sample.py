@@ -11,9 +11,9 @@ from PIL import Image, ImageSequence
 import pocketdiff
 from pocketdiff import shipped
 from pocketdiff.cli import run
-from pocketdiff.cli.flags import UsageError
-from pocketdiff.cli.sample import parse_labels
 from pocketdiff.data import load_data
+from pocketdiff.data.labels import parse_labels
+from pocketdiff.errors import RequestError
 from pocketdiff.model import ImageModel
 from tests.cli.helpers import fails, train_words
 
@@ -218,13 +218,13 @@ def test_labels_by_name_with_dashes_and_by_index() -> None:
 def test_a_number_that_names_a_class_is_never_an_index() -> None:
     letters = ("1", "2", "3")  # EMNIST's labels begin at 1
     assert parse_labels("1-3", letters) == [0, 1, 2]
-    with pytest.raises(UsageError, match="no class '0-2'"):
+    with pytest.raises(RequestError, match="no class '0-2'"):
         parse_labels("0-2", letters)
 
 
 @pytest.mark.parametrize("text", ["", ",", "10", "-1", "0-10", "5-3", "cat", "1.5", "²"])
 def test_labels_that_do_not_exist_are_named(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^--labels .*: there is no class"):
+    with pytest.raises(RequestError, match=r"^there is no class"):
         parse_labels(text, tuple("0123456789"))
 
 
@@ -233,7 +233,7 @@ def test_any_list_of_labels_gives_labels_or_a_sentence(text: str) -> None:
     classes = ("a", "b", "a-b", "c")
     try:
         labels = parse_labels(text, classes)
-    except UsageError:
+    except RequestError:
         return
     assert labels
     assert all(0 <= label < len(classes) for label in labels)

@@ -15,7 +15,9 @@ from pocketdiff.checkpoint import load, with_sampling
 from pocketdiff.cli.console import Bar, check_free, pick_device, say, warn
 from pocketdiff.cli.flags import Given, Metavar, Positional, UsageError, apply, parse
 from pocketdiff.config import SamplingConfig
+from pocketdiff.data.labels import parse_labels
 from pocketdiff.data.source import MAX_BYTES
+from pocketdiff.errors import RequestError
 from pocketdiff.files import new_folder, write_file
 from pocketdiff.frozen import Frozen
 from pocketdiff.model import CHUNK, ImageModel
@@ -75,7 +77,10 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"a GIF shows the denoising, and {options.model} draws in one step; use .png", f"--out {out}")
     if labels is not None and not model.conditional:
         raise UsageError(f"{options.model} knows no labels; leave them out", f"--labels {labels}")
-    row = list(range(model.null)) if labels is None else parse_labels(labels, model.classes)
+    try:
+        row = list(range(model.null)) if labels is None else parse_labels(labels, model.classes)
+    except RequestError as error:
+        raise UsageError(str(error), f"--labels {labels}") from error
     columns, n = min(len(row), COLUMNS), len(row) * (options.per_label or (4 if labels is None else 1))
     if not model.conditional:
         warn(f"{options.model} knows no labels: its images show random classes")
@@ -122,38 +127,6 @@ def sampled(model: ImageModel, settings: Sequence[Given], flags: Sequence[str], 
     for each in models:
         each.how()  # Raises RequestError.
     return models
-
-
-def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
-    """Class indices from a list of names, indices and ranges, such as ``0-9``, ``3,1,4`` or ``cat,dog``.
-
-    Raises:
-        UsageError: If a part is not a class.
-    """
-    labels: list[int] = []
-    for part in text.split(","):
-        if (label := _find(part, classes)) is not None:
-            labels.append(label)
-            continue
-        ends = [
-            (_find(part[:at], classes), _find(part[at + 1 :], classes)) for at, sign in enumerate(part) if sign == "-"
-        ]
-        spans = [(first, last) for first, last in ends if first is not None and last is not None and first <= last]
-        if not spans:
-            known = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-            raise UsageError(f"there is no class {part.strip()!r}; the classes are {known}", f"--labels {text}")
-        labels.extend(range(spans[0][0], spans[0][1] + 1))
-    return labels
-
-
-def _find(word: str, classes: tuple[str, ...]) -> int | None:
-    """A class by its name, or by its index where no name is a number, which could mean either."""
-    word = word.strip()
-    if word in classes:
-        return classes.index(word)
-    if any(name.isdecimal() for name in classes) or not (word.isascii() and word.isdecimal()):
-        return None
-    return int(word) if int(word) < len(classes) else None
 
 
 class Job(NamedTuple):
@@ -252,8 +225,5 @@ def _arrays(images: torch.Tensor) -> np.ndarray:
 
 
 WRITERS: dict[str, Callable[[Job, Path], None]] = {
-    ".png": _write_png,
-    ".gif": _write_gif,
-    ".npz": _write_npz,
-    "": _write_folder,
-}
+    ".png": _write_png, ".gif": _write_gif, ".npz": _write_npz, "": _write_folder
+}  # fmt: skip

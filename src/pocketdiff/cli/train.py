@@ -24,7 +24,18 @@ _SMOOTHING = 0.95
 """Decay of the shown moving averages."""
 
 
-class TrainOptions(Frozen):
+class RunOptions(Frozen):
+    """Run: its folder and device."""
+
+    out: Annotated[Path | None, Metavar("FOLDER")] = None
+    """The run's folder (default: in runs, named after the preset and the data)."""
+    resume: Annotated[str, Metavar("{auto,never,CHECKPOINT}")] = "auto"
+    """auto: continue an unfinished run; never: refuse a folder with a run; or the checkpoint to continue from."""
+    device: Annotated[str, Metavar("NAME")] = "auto"
+    """cpu, cuda, or auto: a GPU if there is one."""
+
+
+class TrainOptions(RunOptions):
     r"""Trains a model. Everything about the run goes into one folder: config.json, metrics.jsonl, pictures,
     checkpoints, model.safetensors and summary.json. The same command again continues an unfinished run; with a greater
     length it continues a finished one.
@@ -45,12 +56,6 @@ class TrainOptions(Frozen):
 
     preset: Annotated[str, Metavar(PRESETS)] = "laptop"
     """Where all settings begin."""
-    out: Annotated[Path | None, Metavar("FOLDER")] = None
-    """The run's folder (default: runs/PRESET, or runs/PRESET-DATA)."""
-    resume: Annotated[str, Metavar("{auto,never,CHECKPOINT}")] = "auto"
-    """auto: continue an unfinished run; never: refuse a folder with a run; or the checkpoint to continue from."""
-    device: Annotated[str, Metavar("NAME")] = "auto"
-    """cpu, cuda, or auto: a GPU if there is one."""
 
 
 def main(arguments: list[str]) -> int:
@@ -143,10 +148,11 @@ class _Screen:
         if self.steps >= _MEASURED and not self.announced and self.bar.left is not None:
             self.announced = True
             if self.bar.left > LONG:
-                warn(
-                    f"the run takes about {self.bar.left / 3600:.1f} hours more on this machine; Ctrl-C stops it at "
-                    "any time, and the same command continues from there"
+                hours, again = (
+                    self.bar.left / 3600,
+                    "Ctrl-C stops it at any time, and the same command continues from there",
                 )
+                warn(f"the run takes about {hours:.1f} hours more on this machine; {again}")
 
     def _show(self, run: Run, *words: str) -> None:
         self.bar.show("training", *run.work(), f"{run.state.seen:,} of {run.length:,} images", *words)
@@ -154,10 +160,8 @@ class _Screen:
 
 def _report(run: Run, summary: Summary) -> None:
     """Names everything that the run wrote."""
-    seconds = summary.training_seconds
-    say(
-        f"trained on {summary.images_seen:,} images in {seconds:.0f} s, {summary.images_per_second:.0f} a second; wrote"
-    )
+    speed = f"{summary.training_seconds:.0f} s, {summary.images_per_second:.0f} a second"
+    say(f"trained on {summary.images_seen:,} images in {speed}; wrote")
     for path in run.written:
         say(f"  {path}")
     if len(list(run.folder.pictures.iterdir())) > sum(path.parent == run.folder.pictures for path in run.written):

@@ -5,6 +5,7 @@ at the highest noise level, where drawing starts; a part of the images then gets
 Zheng and Yang 2024 (D2O: an adversarial loss alone, on a diffusion network); Song et al. 2023, algorithm 1 (sampler).
 """
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.game import GameConfig, play
 from pocketdiff.methods.loop import Batch, Device, Load, Losses, Method, TrainState
 from pocketdiff.methods.source import TAKEN, take, weights_sha256
-from pocketdiff.model import DiffusionModel, View, build_denoiser
+from pocketdiff.model import DiffusionModel, ImageModel, View, build_denoiser
 from pocketdiff.nets.gan import ConvDiscriminator, ConvGanConfig, Gan
 from pocketdiff.nets.unet import Widths
 from pocketdiff.optim import make_optimizers
@@ -58,6 +59,13 @@ class AdversarialConfig(GameConfig, DenoiserConfig):
 
 
 PRESETS = {"distill": AdversarialConfig()}
+
+
+def distillation(path: Path | str, teacher: ImageModel, steps: int) -> AdversarialConfig:
+    """The preset for the teacher at this path, its data, and a model that draws in one step or two."""
+    preset, theirs = PRESETS["distill"], teacher.config
+    sampling = preset.sampling.replace(steps=steps)
+    return preset.replace(teacher=str(path), data=theirs.data, size=theirs.size, sampling=sampling)
 
 
 class FewStepModel(DiffusionModel):
