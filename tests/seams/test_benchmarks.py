@@ -103,6 +103,7 @@ def test_time_to_quality_trains_in_turn_and_scores_at_the_given_seconds(tiny_run
         assert last["seen"] == sum(images for _, images in trained)
         assert last["metrics"]["frechet_train"] > 0 or last["fault"]
     assert len(found["contenders"]["ddpm"]["points"]) == 1
+    assert found["contenders"]["diffusers"]["points"][-1]["how"].startswith(("euler, 1 step,", "dpmpp_2m, 2 steps,"))
     assert found["contenders"]["gan"]["points"][-1]["metrics"].get("accuracy") is None
     assert found["real_images"]["frechet_train"] > 0
     assert "| `quick` | " in printed
@@ -151,6 +152,14 @@ def test_the_time_to_a_distance_is_interpolated_and_a_ratio_without_it_is_a_lowe
     }
     assert found["gan"]["times_faster_than"] == {}
     assert list(found["diffusers"]["times_faster_than"]) == ["diffusers-fast"]
+
+
+def test_of_several_ways_to_draw_with_a_chain_the_best_counts() -> None:
+    script = runpy.run_path(str(BENCHMARKS / "time_to_quality.py"))
+    scores = [{"how": how, "metrics": {"frechet_train": d} if d else {}} for how, d in (("a", 0), ("b", 3), ("c", 2))]
+    assert script["best"](scores)["how"] == "c"
+    sampling = script["way"]("heun:7:1.25")
+    assert (sampling.sampler, sampling.steps, sampling.scale) == ("heun", 7, 1.25)
 
 
 def test_few_evaluations_scores_every_sampler_and_every_way_of_a_distilled_model(
