@@ -73,6 +73,9 @@ def main() -> None:
     figure = plots.lines(
         [(title, {name: list(enumerate(some, 1)) for name, some in lines.items()}) for title, lines in curves], "round"
     )
+    for axis in figure.axes:
+        if axis.get_yscale() == "linear":
+            axis.set_ylim(bottom=0)
     results: dict[str, Any] = {"fp32_peak_flops": spread(peaks), "order": order, "contenders": found}
     write("throughput", flags.out, results, {"throughput": figure})
 

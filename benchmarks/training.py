@@ -283,7 +283,9 @@ def score_of_real(against: Reference, n: int) -> dict[str, float]:
 def panels(
     curves: Mapping[str, Iterable[tuple[float, Mapping[str, float]]]], across: str, real: Mapping[str, float]
 ) -> "Figure":
-    """The main metrics side by side, from points (x, metrics) by name; x is logarithmic."""
+    """The main metrics side by side, from points (x, metrics) by name; x is logarithmic, and shares are linear."""
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 (takes a second)
+
     found = []
     for key, title in MAIN.items():
         lines = {name: [(x, metrics[key]) for x, metrics in some if key in metrics] for name, some in curves.items()}
@@ -292,7 +294,12 @@ def panels(
     figure = plots.lines([panel for panel in found if panel[1]], across, marks)
     for axis in figure.axes:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        if axis.get_title() in {MAIN[key] for key in MAIN if pd.METRICS[key].share}:
+            axis.set_yscale("linear")
+            axis.set_ylim(0, 1.03)
     return figure
 
 
