@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import torch
-from training import Preset, arguments, changed, spread, table, tiny, write
+from training import Preset, arguments, changed, legible, logarithmic, spread, table, tiny, write
 
 import pocketdiff as pd
 from pocketdiff import plots
@@ -87,9 +87,8 @@ def main() -> None:
         across = {"side": "pixels a side", "images": "training images"}[axis]
         figure = plots.lines([(title, {flags.preset: points}) for title, points in lines.items()], across)
         if axis == "images":
-            for panel in figure.axes:
-                panel.set_xscale("log")
-        plots_by_axis[f"growth_{axis}"] = figure
+            logarithmic(figure)
+        plots_by_axis[f"growth_{axis}"] = legible(figure)
     found = [{"side": side, "images": images, **known[side, images]} for side, images in wanted]
     write("growth", flags.out, {"preset": flags.preset, "order": order, "measurements": found}, plots_by_axis)
 

@@ -14,7 +14,7 @@ forward. The work counts convolutions and matrix products, forward and backward,
 
 from typing import Any
 
-from training import Contender, DiffusersLoop, Preset, arguments, changed, mnist, spread, table, tiny, write
+from training import Contender, DiffusersLoop, Preset, arguments, changed, legible, mnist, spread, table, tiny, write
 
 import pocketdiff as pd
 from pocketdiff import plots
@@ -73,9 +73,8 @@ def main() -> None:
     figure = plots.lines(
         [(title, {name: list(enumerate(some, 1)) for name, some in lines.items()}) for title, lines in curves], "round"
     )
-    for axis in figure.axes:
-        if axis.get_yscale() == "linear":
-            axis.set_ylim(bottom=0)
+    figure.axes[1].set_yscale("linear")
+    legible(figure)
     results: dict[str, Any] = {"fp32_peak_flops": spread(peaks), "order": order, "contenders": found}
     write("throughput", flags.out, results, {"throughput": figure})
 

@@ -284,23 +284,41 @@ def panels(
     curves: Mapping[str, Iterable[tuple[float, Mapping[str, float]]]], across: str, real: Mapping[str, float]
 ) -> "Figure":
     """The main metrics side by side, from points (x, metrics) by name; x is logarithmic, and shares are linear."""
-    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 (takes a second)
-
     found = []
     for key, title in MAIN.items():
         lines = {name: [(x, metrics[key]) for x, metrics in some if key in metrics] for name, some in curves.items()}
         found.append((title, {name: points for name, points in lines.items() if points}))
     marks = {title: real[key] for key, title in MAIN.items() if key in real}
     figure = plots.lines([panel for panel in found if panel[1]], across, marks)
+    logarithmic(figure)
     for axis in figure.axes:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
         if axis.get_title() in {MAIN[key] for key in MAIN if pd.METRICS[key].share}:
             axis.set_yscale("linear")
             axis.set_ylim(0, 1.03)
+    return legible(figure)
+
+
+def legible(figure: "Figure") -> "Figure":
+    """Moves the legend beside the panels, where it hides no curve, and lets linear axes begin at 0."""
+    if legend := figure.axes[0].get_legend():
+        legend.remove()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize="small", frameon=False)
+    for axis in figure.axes:
+        if axis.get_yscale() == "linear":
+            axis.set_ylim(bottom=0)
     return figure
+
+
+def logarithmic(figure: "Figure") -> None:
+    """Makes the x axes logarithmic, with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 (takes a second)
+
+    for axis in figure.axes:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(lambda x, _position: f"{x:,g}" if x < 1e5 else f"{x:.0e}".replace("e+0", "e"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
