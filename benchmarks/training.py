@@ -294,7 +294,7 @@ def panels(
     for axis in figure.axes:
         if axis.get_title() in {MAIN[key] for key in MAIN if pd.METRICS[key].share}:
             axis.set_yscale("linear")
-            axis.set_ylim(0, 1.03)
+            axis.set_ylim(0, 1)
     return legible(figure)
 
 
@@ -306,18 +306,18 @@ def legible(figure: "Figure") -> "Figure":
         figure.legend(handles, labels, loc="outside right upper", fontsize="small", frameon=False)
     for axis in figure.axes:
         if axis.get_yscale() == "linear":
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, axis.get_ylim()[1] * 1.03)
     return figure
 
 
 def logarithmic(figure: "Figure") -> None:
-    """Makes the x axes logarithmic, with plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 (takes a second)
+    """Makes the x axes logarithmic, with short numbers, such as 20k."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter  # noqa: PLC0415 (takes a second)
 
     for axis in figure.axes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(lambda x, _position: f"{x:,g}" if x < 1e5 else f"{x:.0e}".replace("e+0", "e"))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -60,6 +60,7 @@ def test_there_are_benchmarks() -> None:
     assert {"equal_time.py", "judge.py", "on_gpu.py", "presets.py", "throughput.py"} <= set(SCRIPTS)
 
 
+@pytest.mark.slow
 def test_throughput_takes_turns_and_compares_with_the_peak_of_the_same_round(tiny_run, tmp_path: Path) -> None:
     found, printed = tiny_run("throughput")
     names = ["laptop", "ddpm", "gan-conditional", "diffusers"]
@@ -90,6 +91,7 @@ def test_work_is_counted_as_by_torchs_own_counter_and_with_the_gans_penalty() ->
     assert Preset(gan, data).flops() > Preset(gan.replace(gradient_penalty=0.0), data).flops() > 0
 
 
+@pytest.mark.slow
 def test_time_to_quality_trains_in_turn_and_scores_at_the_given_seconds(tiny_run, tmp_path: Path) -> None:
     names = ["quick", "ddpm", "gan", "diffusers"]
     found, printed = tiny_run("time_to_quality", "--contenders", *names)
@@ -162,6 +164,7 @@ def test_of_several_ways_to_draw_with_a_chain_the_best_counts() -> None:
     assert (sampling.sampler, sampling.steps, sampling.scale) == ("heun", 7, 1.25)
 
 
+@pytest.mark.slow
 def test_few_evaluations_scores_every_sampler_and_every_way_of_a_distilled_model(
     tiny_run, mnist: pd.Dataset, tmp_path: Path
 ) -> None:
