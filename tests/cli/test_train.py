@@ -447,6 +447,21 @@ def test_a_consistency_model_is_trained_from_a_teacher(finished: Path, data: Pat
     assert "consistency, 2 steps" in capsys.readouterr().out
 
 
+def test_a_run_is_distilled_into_a_folder_beside_it(finished: Path, tmp_path, capsys) -> None:
+    """On the teacher's own data; the same command again finds it finished."""
+    shutil.copytree(finished, tmp_path / "mine")
+    words = ["distill", str(tmp_path / "mine"), "--images", "40", "--batch", "8", "--discriminator-first", "8"]
+    for flags, name, steps in ((["--discriminator", "8", "8"], "mine-2steps", 2), (["--steps", "1"], "mine-1step", 1)):
+        assert run([*words, *flags]) == 0
+        assert run([*words, *flags]) == 0
+        assert f"{name} is finished" in capsys.readouterr().out
+        model = load(tmp_path / name)
+        assert (model.config.data, model.nfe()) == (load(finished).config.data, steps)
+    assert run(["distill", str(tmp_path / "nowhere")]) == 2
+    assert run([*words, "--steps", "3"]) == 2
+    assert "--steps 3: input should be less than or equal to 2" in capsys.readouterr().err
+
+
 # Interruptions
 
 

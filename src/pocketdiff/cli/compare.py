@@ -21,8 +21,7 @@ WRITTEN: dict[str, Callable[[Comparison], str]] = {
 
 class CompareOptions(ScoreOptions):
     """Scores models alike and shows them side by side: realism, variety, labels, and what training and drawing cost.
-    Differences that exceed their confidence interval are marked. RUN is a finished run, a model file, a model of
-    the package (mnist), or a file of evaluate --json.
+    Differences that exceed their confidence interval are marked.
 
     Examples:
       pocketdiff compare runs/gan runs/gan-conditional runs/laptop --out report
@@ -31,7 +30,7 @@ class CompareOptions(ScoreOptions):
     """
 
     runs: Annotated[tuple[Path, ...], Positional("RUN")]
-    """A finished run, a model file, or a file of evaluate --json."""
+    """A finished run, a model file, a model of the package (mnist), or a file of evaluate --json."""
     out: Annotated[Path | None, Metavar("FOLDER")] = None
     """Write a page, a table and JSON into this folder."""
     overwrite: bool = False

@@ -1,7 +1,9 @@
 """``pocketdiff distill``: a trained diffusion model becomes one that draws in one or two network evaluations."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
+
+from pydantic import Field
 
 from pocketdiff.checkpoint import load
 from pocketdiff.cli.console import pick_device
@@ -17,14 +19,13 @@ class DistillOptions(RunOptions):
     run's data, in about the time of the run, into a folder of its own. The same command again continues it.
 
     Examples:
-      pocketdiff distill runs/laptop                     two evaluations, into runs/laptop-2steps
-      pocketdiff distill runs/laptop --steps 1           one evaluation, into runs/laptop-1step
-      pocketdiff sample runs/laptop-2steps --steps 1     the same network with one evaluation
+      pocketdiff distill runs/laptop              two evaluations, into runs/laptop-2steps
+      pocketdiff distill runs/laptop --steps 1    one evaluation, into runs/laptop-1step
     """
 
     teacher: Annotated[Path, Positional("RUN_OR_FILE")]
     """The folder of a finished run, or a model file: the teacher."""
-    steps: Literal[1, 2] = 2
+    steps: Annotated[int, Field(ge=1, le=2)] = 2
     """Network evaluations per image of the new model."""
 
 

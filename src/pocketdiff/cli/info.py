@@ -11,8 +11,7 @@ from pocketdiff.frozen import Frozen
 
 
 class InfoOptions(Frozen):
-    """Shows what a model was trained on, how it is built and how it draws; of a model of the package also its training
-    commands and its scores.
+    """Shows what a model was trained on, how it is built, how it draws, and the scores of a model of the package.
 
     Examples:
       pocketdiff info runs/laptop
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
     model = load(path)
     facts = model.facts()
     if known := shipped.about(path):
-        from pocketdiff.evaluation import METRICS
+        from pocketdiff.evaluation import METRICS  # Takes long to import.
 
         facts |= known.facts(METRICS)
     for name, fact in (facts | {"config": model.config.model_dump_json(indent=2)}).items():

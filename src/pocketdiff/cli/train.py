@@ -45,8 +45,7 @@ class TrainOptions(RunOptions):
       pocketdiff train --preset quick --seed 1 --out runs/a
       pocketdiff train --preset quick --images 44000        continues the finished run in runs/quick
       pocketdiff train --data photos                        your own: one sub-folder of PNG or JPEG images per class
-      pocketdiff train --data photos --init-from runs/other-photos
-                                                            starts from the weights of another run
+      pocketdiff train --data photos --init-from runs/old   starts from the weights of another run
       pocketdiff train --schedule.kind cosine --parameterization eps --out runs/cosine
       pocketdiff train --preset gan-conditional             a GAN of the same size, to compare with
       pocketdiff train --preset ddpm                        the original experiment, a day or more; small, two minutes:
