@@ -54,7 +54,7 @@ def test_the_config_takes_network_and_scale_from_the_teacher(teacher: Path, conf
     assert len(str(config.teacher_sha256)) == 64
     assert Consistency().complete(config, checkpoint.load) == config
     assert make(teacher, teacher_scale=1.0).teacher_scale == 1.0
-    assert config.sampling.grid(config.schedule) == pytest.approx([80.0, 1.5, 0.0])
+    assert config.sampling.grid(config.schedule) == pytest.approx([10.0, 1.5, 0.0])
 
 
 def test_drawing_starts_at_the_highest_level_of_a_teacher_with_little_noise(tiny_data: Dataset, tmp_path) -> None:
@@ -156,7 +156,7 @@ def loss_by_hand(state: TrainState, batch: Batch, config: ConsistencyConfig) -> 
     noise = rng.normal(config.seed, rng.Stream.NOISE, batch.indices, tuple(batch.pixels.shape[1:]))
     assert config.teacher_scale is not None
     for row, (u, drop) in enumerate(zip(us, uniform, strict=True)):
-        top = 80.0
+        top = 10.0
         t = top if drop < config.highest else min(top, config.levels(u[None]).item())
         r = max(0.0, t * (1 - (1 + 8 / (1 + math.exp(t))) / config.hop[0]))
         x0, label, null = to_data_units(batch.pixels[row : row + 1]), batch.label[row : row + 1], torch.tensor([10])
@@ -328,5 +328,5 @@ def test_a_student_can_teach(model: ConsistencyModel, tmp_path: Path, tiny_data:
 def test_the_method_is_registered_with_its_preset() -> None:
     assert METHODS["consistency"].config is ConsistencyConfig
     assert PRESETS["consistency"] == ConsistencyConfig()
-    assert ConsistencyConfig().sampling.schedule == Karras(sigma_min=1.5)
+    assert ConsistencyConfig().sampling.schedule == Karras(sigma_min=1.5, sigma_max=10.0)
     assert issubclass(ConsistencyModel, DiffusionModel)

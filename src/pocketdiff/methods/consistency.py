@@ -52,8 +52,10 @@ class ConsistencyConfig(DenoiserConfig):
     """Peak learning rate of Muon, for the hidden convolutions and matrices; none: Adam trains them."""
     adam_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of Adam, for all other weights."""
-    sampling: SamplingConfig = SamplingConfig(sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5))
-    """How the finished model is sampled by default."""
+    sampling: SamplingConfig = SamplingConfig(
+        sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5, sigma_max=10.0)
+    )
+    """How the finished model is sampled by default. Its highest noise level is also that of training."""
     common: ClassVar = ("teacher", *DenoiserConfig.common)
 
 
@@ -92,7 +94,7 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
         if config.teacher_scale is None:
             taken["teacher_scale"] = teacher.sampling.scale
         if config.sampling == default.sampling:
-            top = min(80.0, theirs.schedule.sigma_max)
+            top = min(10.0, theirs.schedule.sigma_max)
             start = Karras(sigma_min=min(1.5, top / 2), sigma_max=top)
             taken["sampling"] = config.sampling.replace(schedule=start)
         return take(config, teacher, "the teacher's", **taken)
