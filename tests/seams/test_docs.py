@@ -96,7 +96,9 @@ def test_the_readme_works_on_a_page_elsewhere() -> None:
     """The package index shows it without the files around it."""
     text = prose("README.md")
     assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))] == []
-    assert set(re.findall(r"\[((?:docs|examples|benchmarks)/[^\]]+)\](?!:)", text)) == set(re.findall(r"^\[(.+)\]: ", text, re.M))
+    assert set(re.findall(r"\[((?:docs|examples|benchmarks)/[^\]]+)\](?!:)", text)) == set(
+        re.findall(r"^\[(.+)\]: ", text, re.M)
+    )
     assert all(url.startswith(URLS["Homepage"]) for url in URLS.values())
 
 
