@@ -31,7 +31,7 @@ def teacher(tiny_data: Dataset, tmp_path_factory) -> Path:
 
 def make(path: Path, **changes: Any) -> AdversarialConfig:
     """A short run's config, completed with what it takes from the teacher."""
-    short = {"images": 92, "batch": 8, "discriminator": (8, 8), "discriminator_first": 16, **changes}
+    short = {"images": 92, "batch": 8, "discriminator": (8, 8), "discriminator_first": 16, "muon_lr": 0.01, **changes}
     return Adversarial().complete(AdversarialConfig(teacher=str(path), **short), checkpoint.load)
 
 
@@ -83,7 +83,7 @@ def test_one_evaluation_or_two(second: float, config: AdversarialConfig, tiny_da
     with torch.no_grad():
         x = generator(noise * (10.0**2 + 0.5**2) ** 0.5, torch.full((8,), 10.0), batch.label)
         if second:
-            x = generator(x + again, torch.ones(8), batch.label)
+            x = generator(x + 1.5 * again, torch.full((8,), 1.5), batch.label)
         torch.testing.assert_close(Adversarial().draw(generator, batch, config), x)
 
 

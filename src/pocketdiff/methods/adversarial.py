@@ -43,16 +43,18 @@ class AdversarialConfig(GameConfig, DenoiserConfig):
     """Channels at each level of the discriminator."""
     discriminator_first: int = Field(2_000, ge=0)
     """Images at the start of the run that train the discriminator alone; an untrained one spoils the generator."""
+    images: int | None = Field(25_000, ge=1)
+    """Length of the run in training images, repeats counted."""
     batch: int = Field(32, ge=1)
     """Images in an optimizer step."""
-    muon_lr: float | None = Field(0.01, gt=0, allow_inf_nan=False)
+    muon_lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Peak learning rate of the generator's Muon, for the hidden convolutions and matrices; none: Adam trains them."""
-    adam_lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
+    adam_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of the generator's Adam, for all other weights."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Decay of Muon's average of gradients."""
     sampling: SamplingConfig = SamplingConfig(
-        sampler="consistency", steps=1, scale=1.0, schedule=Karras(sigma_min=1.0, sigma_max=10.0)
+        sampler="consistency", steps=1, scale=1.0, schedule=Karras(sigma_min=1.5, sigma_max=10.0)
     )
     """How the finished model is sampled by default."""
     common: ClassVar = ("teacher", *DenoiserConfig.common)
