@@ -178,7 +178,7 @@ def test_a_plug_in_needs_a_name_and_hides_no_other_module(tmp_path, capsys) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("fly", "there is no verb 'fly'; the verbs are train, sample"),
+        ("fly", "there is no verb 'fly'; the verbs are train, distill, sample"),
         ("train --imges 5", "there is no '--imges'; did you mean --images?; pocketdiff train --help-all lists"),
         ("generate", "there is no verb 'generate'; did you mean sample?"),
         ("trian", "there is no verb 'trian'; did you mean train?"),

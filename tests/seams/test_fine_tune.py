@@ -100,7 +100,7 @@ def test_other_models_are_refused(source: Path, tiny_data: Dataset, tmp_path: Pa
         model_of(new_state(config, tiny_data), config, tiny_data).save(path)
         with pytest.raises(RequestError, match=f": is a {config.kind} model; give a diffusion model$"):
             completed(DiffusionConfig(init_from=str(path)))
-    with pytest.raises(CheckpointError, match="no such file; give a model file or the folder of a finished run"):
+    with pytest.raises(CheckpointError, match="no such file; give a model file, the folder of a finished run"):
         completed(DiffusionConfig(init_from=str(tmp_path / "none")))
     colour = Dataset.from_arrays(tiny_data.train.pixels.repeat(1, 3, 1, 1), tiny_data.train.labels)
     with pytest.raises(RequestError, match="learned grey images, and these are RGB; convert them"):
