@@ -17,11 +17,10 @@ from pocketdiff import rng
 from pocketdiff.config import DenoiserConfig, RunOrFile, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import Denoiser
-from pocketdiff.errors import RequestError
 from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.game import GameConfig, play
 from pocketdiff.methods.loop import Batch, Device, Load, Losses, Method, TrainState
-from pocketdiff.methods.source import TAKEN, take, weights_sha256
+from pocketdiff.methods.source import load_teacher, start_within, take, teacher_weights, weights_sha256
 from pocketdiff.model import DiffusionModel, ImageModel, View, build_denoiser
 from pocketdiff.nets.gan import ConvDiscriminator, ConvGanConfig, Gan
 from pocketdiff.nets.unet import Widths
@@ -88,20 +87,9 @@ class Adversarial(Method[AdversarialConfig]):
 
     def complete(self, config: AdversarialConfig, load: Load) -> AdversarialConfig:
         """The config with what it takes from the teacher; raises RequestError if they do not fit."""
-        if config.teacher is None:
-            raise RequestError("distilling needs a teacher: --teacher RUN_OR_FILE")
-        teacher: Any = load(config.teacher)
-        if not set(TAKEN) <= set(type(teacher.config).model_fields):
-            raise RequestError(f"{config.teacher}: is not a denoiser and cannot teach; give a diffusion model")
-        taken: dict[str, Any] = {"teacher_sha256": weights_sha256(teacher)}
-        if (
-            isinstance(start := config.sampling.schedule, Karras)
-            and start.sigma_max > teacher.config.schedule.sigma_max
-        ):
-            top = teacher.config.schedule.sigma_max
-            lower = Karras(sigma_min=min(start.sigma_min, top / 2), sigma_max=top)
-            taken["sampling"] = config.sampling.replace(schedule=lower)
-        return take(config, teacher, "the teacher's", **taken)
+        teacher = load_teacher(config.teacher, load)
+        sampling = start_within(config.sampling, teacher.config.schedule.sigma_max)
+        return take(config, teacher, "the teacher's", teacher_sha256=weights_sha256(teacher), sampling=sampling)
 
     def build(self, config: AdversarialConfig, info: DataInfo) -> Gan:
         """A new generator, which is a denoiser, and a new discriminator."""
@@ -112,12 +100,10 @@ class Adversarial(Method[AdversarialConfig]):
 
     def new_state(self, config: AdversarialConfig, info: DataInfo, device: Device, load: Load) -> TrainState:
         """The state before the first step: the generator and its average have the teacher's weights."""
-        teacher: Any = load(str(config.teacher))
-        if (teacher.info.channels, teacher.info.classes) != (info.channels, info.classes):
-            raise RequestError(f"{config.teacher}: learned other classes or channels than these data have")
+        weights = teacher_weights(config.teacher, load, info)
         state = super().new_state(config, info, device, load)
         for gan in (state.net, state.ema):
-            gan.generator.load_state_dict(teacher.net.state_dict())
+            gan.generator.load_state_dict(weights)
         return state
 
     def optimizers(self, net: Gan, config: AdversarialConfig) -> list[torch.optim.Optimizer]:

@@ -21,7 +21,7 @@ from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
 from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
-from pocketdiff.methods.source import TAKEN, take, weights_sha256
+from pocketdiff.methods.source import load_teacher, start_within, take, teacher_weights, weights_sha256
 from pocketdiff.model import DiffusionModel, View
 from pocketdiff.schedule import Karras, LogNormal
 
@@ -80,34 +80,25 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
 
     def complete(self, config: ConsistencyConfig, load: Load) -> ConsistencyConfig:
         """The config with what it takes from the teacher; raises RequestError if they do not fit."""
-        if config.teacher is None:
-            raise RequestError("a consistency model needs a teacher: --teacher RUN_OR_FILE")
-        teacher: Any = load(config.teacher)
-        theirs, default = teacher.config, ConsistencyConfig()
-        if not set(TAKEN) <= set(type(theirs).model_fields):
-            raise RequestError(f"{config.teacher}: is not a denoiser and cannot teach; give a diffusion model")
+        teacher = load_teacher(config.teacher, load)
+        theirs: Any = teacher.config
         at_zero = PARAMETERIZATIONS.find(theirs.parameterization)(torch.zeros(1), theirs.sigma_data)
         if float(at_zero.skip) != 1 or float(at_zero.out) != 0:
             fault = f"predicts {theirs.parameterization}, which is not the image itself at noise level 0"
             raise RequestError(f"{config.teacher}: {fault}; give a teacher that predicts flow, v or eps")
         taken: dict[str, Any] = {"teacher_sha256": weights_sha256(teacher)}
         if config.teacher_scale is None:
-            taken["teacher_scale"] = teacher.sampling.scale
-        if config.sampling == default.sampling:
-            top = min(10.0, theirs.schedule.sigma_max)
-            start = Karras(sigma_min=min(1.5, top / 2), sigma_max=top)
-            taken["sampling"] = config.sampling.replace(schedule=start)
+            taken["teacher_scale"] = getattr(teacher.sampling, "scale", None)
+        taken["sampling"] = start_within(config.sampling, theirs.schedule.sigma_max)
         return take(config, teacher, "the teacher's", **taken)
 
     def new_state(self, config: ConsistencyConfig, info: DataInfo, device: Device, load: Load) -> TrainState:
         """The state before the first step: student, average and teacher have the teacher's weights."""
-        model = load(str(config.teacher))
-        if (model.info.channels, model.info.classes) != (info.channels, info.classes):
-            raise RequestError(f"{config.teacher}: learned other classes or channels than these data have")
+        weights = teacher_weights(config.teacher, load, info)
         state = super().new_state(config, info, device, load)
         state.modules["teacher"] = copy.deepcopy(state.ema)
         for module in state.modules.values():
-            module.load_state_dict(model.net.state_dict())
+            module.load_state_dict(weights)
         return state
 
     def backward(self, state: TrainState, batch: Batch, config: ConsistencyConfig) -> Losses:
