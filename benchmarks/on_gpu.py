@@ -392,7 +392,7 @@ def gpu_points(bench: Bench) -> list[tuple[float, int, ScoreFile]]:
     return found
 
 
-# The report: the text of each part, from the files that there are
+# The text of each part of the report, from the files that exist
 
 
 def ddpm_text(bench: Bench) -> str:
@@ -593,7 +593,7 @@ def work(bench: Bench, faults: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Does what is left, and writes the report."""
+    """Runs the parts that are not finished, and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of runs and results")
     parser.add_argument("--size", choices=SIZES, default="gpu", help="gpu: the presets as they are; cpu: n_feat 32")

@@ -11,9 +11,10 @@ from pocketdiff.config import SamplingConfig
 from pocketdiff.data import Dataset, to_data_units
 from pocketdiff.errors import RequestError
 from pocketdiff.methods import METHODS, PRESETS
-from pocketdiff.methods.adversarial import Adversarial, AdversarialConfig, FewStepModel, distillation
+from pocketdiff.methods.adversarial import Adversarial, AdversarialConfig, distillation
 from pocketdiff.methods.diffusion import DiffusionConfig
 from pocketdiff.methods.loop import Batch, TrainState, batches
+from pocketdiff.methods.student import FewStepModel
 from pocketdiff.nets.gan import relativistic
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.schedule import Karras, LogNormal

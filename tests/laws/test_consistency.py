@@ -13,9 +13,10 @@ from pocketdiff.config import MethodConfig, SamplingConfig
 from pocketdiff.data import Dataset, to_data_units
 from pocketdiff.errors import RequestError
 from pocketdiff.methods import METHODS, PRESETS
-from pocketdiff.methods.consistency import Consistency, ConsistencyConfig, ConsistencyModel
+from pocketdiff.methods.consistency import Consistency, ConsistencyConfig
 from pocketdiff.methods.diffusion import DiffusionConfig
 from pocketdiff.methods.loop import Batch, TrainState, batches
+from pocketdiff.methods.student import FewStepModel
 from pocketdiff.model import DiffusionModel
 from pocketdiff.nets.unet import UNetConfig
 from pocketdiff.schedule import Karras, LogNormal
@@ -278,14 +279,14 @@ class OneImage(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def model(teacher: Path, tiny_data: Dataset) -> ConsistencyModel:
+def model(teacher: Path, tiny_data: Dataset) -> FewStepModel:
     config = make(teacher)
-    found: ConsistencyModel = model_of(trained(config, tiny_data)[0], config, tiny_data)
+    found: FewStepModel = model_of(trained(config, tiny_data)[0], config, tiny_data)
     return found
 
 
-def test_the_model_draws_in_two_steps_or_one(model: ConsistencyModel) -> None:
-    assert type(model) is ConsistencyModel
+def test_the_model_draws_in_two_steps_or_one(model: FewStepModel) -> None:
+    assert type(model) is FewStepModel
     assert model.nfe() == 2
     assert model.how() == "consistency, 2 steps, scale 1 (w = 0)"
     one = model.with_sampling(model.sampling.model_copy(update={"steps": 1}))
@@ -298,7 +299,7 @@ def test_the_model_draws_in_two_steps_or_one(model: ConsistencyModel) -> None:
     assert torch.equal(model([3, 3], [5, 6])[1], model([3], [6])[0])
 
 
-def test_its_views_are_one_step_and_two(model: ConsistencyModel) -> None:
+def test_its_views_are_one_step_and_two(model: FewStepModel) -> None:
     views = model.views()
     assert [(view.suffix, view.caption) for view in views] == [("_1step", "1 step"), ("_2steps", "2 steps")]
     assert [view.still.nfe() for view in views] == [1, 2]
@@ -313,12 +314,12 @@ def test_a_model_file_needs_no_teacher(teacher: Path, tiny_data: Dataset, tmp_pa
     model.save(tmp_path / "student.safetensors")
     path.unlink()
     loaded = checkpoint.load(tmp_path / "student.safetensors")
-    assert type(loaded) is ConsistencyModel
+    assert type(loaded) is FewStepModel
     assert loaded.config == config
     assert torch.equal(loaded([3, 1]), model([3, 1]))
 
 
-def test_a_student_can_teach(model: ConsistencyModel, tmp_path: Path, tiny_data: Dataset) -> None:
+def test_a_student_can_teach(model: FewStepModel, tmp_path: Path, tiny_data: Dataset) -> None:
     path = tmp_path / "student.safetensors"
     model.save(path)
     state = new_state(make(path), tiny_data)
@@ -329,4 +330,4 @@ def test_the_method_is_registered_with_its_preset() -> None:
     assert METHODS["consistency"].config is ConsistencyConfig
     assert PRESETS["consistency"] == ConsistencyConfig()
     assert ConsistencyConfig().sampling.schedule == Karras(sigma_min=1.5, sigma_max=10.0)
-    assert issubclass(ConsistencyModel, DiffusionModel)
+    assert issubclass(FewStepModel, DiffusionModel)

@@ -16,7 +16,7 @@ from pocketdiff.methods.adversarial import distillation
 
 class DistillOptions(RunOptions):
     """Makes a fast model of a finished run: it draws an image in one or two network evaluations. It trains on the
-    run's data, in about the time of the run, into a folder of its own. The same command again continues it.
+    run's data, into a folder of its own. The same command again continues it.
 
     Examples:
       pocketdiff distill runs/laptop              two evaluations, into runs/laptop-2steps

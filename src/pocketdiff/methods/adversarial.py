@@ -6,7 +6,7 @@ Zheng and Yang 2024 (D2O: an adversarial loss alone, on a diffusion network); So
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,28 +14,24 @@ from pydantic import Field
 from torch import Tensor
 
 from pocketdiff import rng
-from pocketdiff.config import DenoiserConfig, RunOrFile, SamplingConfig
+from pocketdiff.config import SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import Denoiser
-from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.game import GameConfig, play
 from pocketdiff.methods.loop import Batch, Device, Load, Losses, Method, TrainState
-from pocketdiff.methods.source import load_teacher, start_within, take, teacher_weights, weights_sha256
-from pocketdiff.model import DiffusionModel, ImageModel, View, build_denoiser
+from pocketdiff.methods.source import take, weights_sha256
+from pocketdiff.methods.student import FewStepModel, StudentConfig, load_teacher, start_within, teacher_weights
+from pocketdiff.model import ImageModel, build_denoiser
 from pocketdiff.nets.gan import ConvDiscriminator, ConvGanConfig, Gan
 from pocketdiff.nets.unet import Widths
 from pocketdiff.optim import make_optimizers
 from pocketdiff.schedule import Karras
 
 
-class AdversarialConfig(GameConfig, DenoiserConfig):
+class AdversarialConfig(GameConfig, StudentConfig):
     """One distillation run. Network, parameterization and schedule are the teacher's."""
 
     kind: Literal["adversarial"] = "adversarial"
-    teacher: RunOrFile | None = None
-    """The teacher: a finished run, or a model file."""
-    teacher_sha256: Annotated[Sha256 | None, Filled()] = None
-    """Of the teacher's weights; the run fills it in."""
     second: float = Field(0.5, ge=0, le=1)
     """Fraction of the images that are drawn with two evaluations in training; the others are drawn with one."""
     discriminator: Widths = (32, 64)
@@ -56,7 +52,6 @@ class AdversarialConfig(GameConfig, DenoiserConfig):
         sampler="consistency", steps=1, scale=1.0, schedule=Karras(sigma_min=1.5, sigma_max=10.0)
     )
     """How the finished model is sampled by default."""
-    common: ClassVar = ("teacher", *DenoiserConfig.common)
 
 
 PRESETS = {"distill": AdversarialConfig()}
@@ -67,15 +62,6 @@ def distillation(path: Path | str, teacher: ImageModel, steps: int) -> Adversari
     preset, theirs = PRESETS["distill"], teacher.config
     sampling = preset.sampling.replace(steps=steps)
     return preset.replace(teacher=str(path), data=theirs.data, size=theirs.size, sampling=sampling)
-
-
-class FewStepModel(DiffusionModel):
-    """A denoiser whose first guess is already an image; guidance is part of its weights."""
-
-    def views(self) -> list[View]:
-        """Images in one step and in two."""
-        one, two = (self.with_sampling(self.config.sampling.replace(steps=steps)) for steps in (1, 2))
-        return [View("_1step", "1 step", one), View("_2steps", "2 steps", two)]
 
 
 class Adversarial(Method[AdversarialConfig]):

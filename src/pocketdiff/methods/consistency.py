@@ -7,7 +7,7 @@ Sources: Song et al. 2023 (consistency models), algorithm 2; Geng et al. 2024 (E
 
 import copy
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,27 +15,22 @@ from pydantic import Field
 from torch import Tensor
 
 from pocketdiff import rng
-from pocketdiff.config import AnySchedule, DenoiserConfig, RunOrFile, SamplingConfig
+from pocketdiff.config import AnySchedule, SamplingConfig
 from pocketdiff.data import DataInfo, to_data_units
 from pocketdiff.denoiser import PARAMETERIZATIONS, Denoiser
 from pocketdiff.errors import RequestError
-from pocketdiff.frozen import Filled, Sha256
 from pocketdiff.methods.loop import Batch, DenoiserMethod, Device, Load, Losses, TrainState
-from pocketdiff.methods.source import load_teacher, start_within, take, teacher_weights, weights_sha256
-from pocketdiff.model import DiffusionModel, View
+from pocketdiff.methods.source import take, weights_sha256
+from pocketdiff.methods.student import FewStepModel, StudentConfig, load_teacher, start_within, teacher_weights
 from pocketdiff.schedule import Karras, LogNormal
 
 _Hop = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
 
-class ConsistencyConfig(DenoiserConfig):
+class ConsistencyConfig(StudentConfig):
     """One distillation run. Network, parameterization and schedule are the teacher's."""
 
     kind: Literal["consistency"] = "consistency"
-    teacher: RunOrFile | None = None
-    """The teacher: a finished run, or a model file."""
-    teacher_sha256: Annotated[Sha256 | None, Filled()] = None
-    """Of the teacher's weights; the run fills it in."""
     teacher_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Guidance scale of the teacher; none: the teacher's own sampling scale."""
     levels: AnySchedule = LogNormal(mean=0.4, std=1.4)
@@ -56,19 +51,9 @@ class ConsistencyConfig(DenoiserConfig):
         sampler="consistency", steps=2, scale=1.0, schedule=Karras(sigma_min=1.5, sigma_max=10.0)
     )
     """How the finished model is sampled by default. Its highest noise level is also that of training."""
-    common: ClassVar = ("teacher", *DenoiserConfig.common)
 
 
 PRESETS = {"consistency": ConsistencyConfig()}
-
-
-class ConsistencyModel(DiffusionModel):
-    """A denoiser whose first guess is already an image; guidance is part of its weights."""
-
-    def views(self) -> list[View]:
-        """Images in one step and in two."""
-        one, two = (self.with_sampling(self.config.sampling.replace(steps=steps)) for steps in (1, 2))
-        return [View("_1step", "1 step", one), View("_2steps", "2 steps", two)]
 
 
 class Consistency(DenoiserMethod[ConsistencyConfig]):
@@ -129,9 +114,9 @@ class Consistency(DenoiserMethod[ConsistencyConfig]):
         loss.backward()
         return {"loss": loss.detach()}
 
-    def model(self, module: Denoiser, config: ConsistencyConfig, info: DataInfo) -> ConsistencyModel:
+    def model(self, module: Denoiser, config: ConsistencyConfig, info: DataInfo) -> FewStepModel:
         """The model that draws with a denoiser's weights."""
-        return ConsistencyModel(module, config, info)
+        return FewStepModel(module, config, info)
 
     @staticmethod
     def _lower(sigma: Float[Tensor, " b"], progress: float, config: ConsistencyConfig) -> Float[Tensor, " b"]:

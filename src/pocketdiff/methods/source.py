@@ -1,51 +1,22 @@
-"""Models that a run starts from: a student's teacher, or the source of a fine-tuning."""
+"""What a run takes from the model that it starts from: a student's teacher, or the source of a fine-tuning."""
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pocketdiff.config import DenoiserConfig, SamplingConfig
+from pocketdiff.config import DenoiserConfig
 from pocketdiff.data import DataInfo
 from pocketdiff.denoiser import Denoiser
 from pocketdiff.errors import RequestError
 from pocketdiff.model import ImageModel
-from pocketdiff.schedule import Karras
 from pocketdiff.tensors import fingerprint
 
 Config = TypeVar("Config", bound=DenoiserConfig)
 
 TAKEN = ("net", "parameterization", "sigma_data", "black", "schedule")
 """Fields that a run takes from the model that it starts from: what the weights were trained for."""
-
-
-def load_teacher(path: str | None, load: Callable[[str], Any]) -> Any:
-    """The model that a student learns from; raises RequestError if there is none, or it is not a denoiser."""
-    if path is None:
-        raise RequestError("a student needs a teacher: --teacher RUN_OR_FILE")
-    teacher = load(path)
-    if not set(TAKEN) <= set(type(teacher.config).model_fields):
-        raise RequestError(f"{path}: is not a denoiser and cannot teach; give a diffusion model")
-    return teacher
-
-
-def teacher_weights(path: str | None, load: Callable[[str], ImageModel], info: DataInfo) -> dict[str, Tensor]:
-    """The teacher's weights; raises RequestError if it learned other classes or channels than ``info`` has."""
-    teacher = load(str(path))
-    if (teacher.info.channels, teacher.info.classes) != (info.channels, info.classes):
-        raise RequestError(f"{path}: learned other classes or channels than these data have")
-    return teacher.net.state_dict()
-
-
-def start_within(sampling: SamplingConfig, highest: float) -> SamplingConfig:
-    """The sampling settings with noise levels of at most ``highest``."""
-    start = sampling.schedule
-    if not isinstance(start, Karras) or start.sigma_max <= highest:
-        return sampling
-    lower = start.model_copy(update={"sigma_min": min(start.sigma_min, highest / 2), "sigma_max": highest})
-    return sampling.replace(schedule=lower)
 
 
 def take(config: Config, source: ImageModel, whose: str, **changes: Any) -> Config:

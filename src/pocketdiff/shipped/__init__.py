@@ -1,6 +1,6 @@
 """Trained models that come with the package: ``NAME.safetensors``, in half precision, and ``models.json`` about them.
 
-``benchmarks/box.py`` makes these files. Wherever a run or a model file is asked for, the name of one of them works too.
+``benchmarks/box.py`` makes these files. Every argument that takes a run or a model file also takes the name of one of them.
 """
 
 from collections.abc import Mapping
