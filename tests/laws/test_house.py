@@ -69,8 +69,8 @@ def asked(tree: ast.Module) -> set[str]:
 def test_every_model_config_and_method_is_known() -> None:
     assert {
         "ImageModel", "DiffusionModel", "GanModel", "FewStepModel", "MethodConfig", "DenoiserConfig",
-        "DiffusionConfig", "GanConfig", "ConsistencyConfig", "AdversarialConfig", "Diffusion", "GanMethod", "Consistency",
-        "Adversarial",
+        "DiffusionConfig", "GanConfig", "ConsistencyConfig", "AdversarialConfig",
+        "Diffusion", "GanMethod", "Consistency", "Adversarial",
     } <= OWN  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Trained models that come with the package: ``NAME.safetensors``, in half precision, and ``models.json`` about them.
 
-``benchmarks/box.py`` makes these files. Every argument that takes a run or a model file also takes the name of one of them.
+``benchmarks/box.py`` makes these files. Every argument that takes a run or a model file also takes the name of a model.
 """
 
 from collections.abc import Mapping
